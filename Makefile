@@ -1,0 +1,24 @@
+# Two commands: `make sweep` and `make test`; each makes its own environment.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: test check
+
+$(BIN)/.test: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -U pip
+	# A CPU build of torch is a test dependency; this version has one where the
+	# index offers it.
+	$(BIN)/python -m pip install -q 'torch==2.13.0' || \
+	  $(BIN)/python -m pip install -q torch
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	touch $@
+
+test: $(BIN)/.test check
+	$(BIN)/python -m pytest -q -n 2
+
+check: $(BIN)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check -q .
+	$(BIN)/mypy

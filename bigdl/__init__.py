@@ -1,0 +1,19 @@
+"""Scaling experiments in JAX and Flax: from one model file to a scaling law.
+
+The folders are the architecture; imports run downward only.
+
+  commands     one verb a file: train sweep law plan generate
+  train        the loop, checkpoints, evaluation, logs, workers
+  scaling      FLOP ledger, sweep grids, records, law estimators, report
+  experiment   Experiment: one frozen value that names a whole run
+  models       one system family a file
+  objectives   what training means
+  data         where batches come from
+  optim        how parameters move
+  layers       parts that two or more models share
+  parallel     device meshes and sharding rules
+  tree         paths, masks and sizes of pytrees
+  config       experiment files and overrides
+
+The package exports nothing here, so that `import bigdl` stays instant.
+"""

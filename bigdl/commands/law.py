@@ -1,0 +1,149 @@
+"""Fits scaling laws to a sweep's folder or to a CSV of anyone's runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from bigdl import flags
+
+_APPROACHES = {'1': 'envelope', '2': 'isoflop', '3': 'parametric'}
+_COLUMNS = ('n', 'd', 'loss', 'c', 'budget', 'name', 'loss_se')
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+  """Fits scaling laws to a sweep's folder or to a CSV of anyone's runs.
+
+  Prints exponents, N and D for larger budgets, and how the law predicts the
+  largest budget, which is left out of the fit. For a CSV whose holdout is not
+  given, the law is fitted to all runs once the largest budget is predicted.
+  Exit codes: 0 a law, 2 input that cannot be read, 3 no law (and why).
+  """
+
+  runs: str  # Sweep folder, or CSV file with a line a run.
+  n: str = ''  # CSV: column of parameters; '' is the one called n.
+  d: str = ''  # CSV: column of tokens (or other units of data).
+  loss: str = ''  # CSV: column of the final loss, nats per token.
+  c: str = ''  # CSV: column of FLOPs; without one, C = 6 N D.
+  budget: str = ''  # CSV: column that groups runs of equal compute.
+  name: str = ''  # CSV: column of the runs' names.
+  loss_se: str = ''  # CSV: column of the loss's standard error.
+  where: str = ''  # Condition on columns: which runs count.
+  approach: str = 'all'  # 1 envelope, 2 isoflop, 3 parametric, or all.
+  curves: bool = False  # Envelope over training curves, not finished runs.
+  flops: str = ''  # FLOPs convention of C; '' is that of the sweep.
+  params: str = ''  # N: total, nonembedding or nonembedding_head.
+  delta: float = 1e-3  # Where Huber's loss turns linear (approach 3).
+  bootstrap: int = 1000  # Resamples behind the intervals.
+  level: float = 0.9  # Of the intervals.
+  seed: int = 0  # Of the resamples.
+  holdout: str = ''  # Budgets to leave out from the top, or a condition.
+  allocate: tuple[float, ...] = ()  # FLOPs to give N and D for.
+  predict: str = ''  # Runs to predict the loss of, N:D,N:D.
+  json: str = ''  # File to write the law to, with its primary approach on top.
+  out: str = ''  # Folder to write law.json to; '' is the sweep's own.
+
+
+def main(argv: list[str]) -> int:
+  """Runs `bigdl law` and returns the exit code."""
+  given, _ = flags.parse(Flags, argv, verb='law', positional=('runs',))
+  # pandas takes half a second, which a message on the flags need not wait for.
+  from bigdl.scaling import fit, summary
+
+  law = _fit(given)
+  print(summary.text(law), end='')
+  sweep = Path(given.runs).is_dir()
+  if given.out or (sweep and not given.json):
+    folder = Path(given.out or given.runs)
+    folder.mkdir(parents=True, exist_ok=True)
+    fit.save(law, folder / 'law.json')
+    print(f'\nwritten to {folder / "law.json"}')
+  if given.json:
+    fit.save(flat(law), given.json)
+    print(f'\nwritten to {given.json}')
+  return 0 if law['primary'] else 3
+
+
+def _fit(given: Flags) -> dict[str, Any]:
+  from bigdl.scaling import fit, records
+
+  columns = {
+    {'c': 'flops'}.get(k, k): getattr(given, k)
+    for k in _COLUMNS
+    if getattr(given, k)
+  }
+  count, condition = _holdout(given.holdout)
+  approaches = _approaches(given.approach)
+  predict = _predict(given.predict)
+  table = records.load(
+    given.runs, columns=columns, where=given.where, holdout=condition
+  )
+  sweep = Path(given.runs).is_dir()
+  if given.curves and not sweep:
+    raise ValueError(f'curves=True needs a sweep folder, not {given.runs}')
+  return fit.fit(
+    table,
+    convention=given.flops,
+    params=given.params,
+    level=given.level,
+    bootstrap=given.bootstrap,
+    seed=given.seed,
+    holdout=count,
+    refit=not sweep and not given.holdout,
+    approaches=approaches,
+    curves=records.curves(given.runs, table) if given.curves else None,
+    allocate=given.allocate,
+    predict=predict,
+    delta=given.delta,
+  )
+
+
+def _holdout(text: str) -> tuple[int, str]:
+  """Returns how many budgets are left out, or the condition for runs."""
+  if not text:
+    return 1, ''
+  if text.lstrip('-').isdigit():
+    if int(text) < 0:
+      raise ValueError(f'holdout={text} must be 0 or more budgets')
+    return int(text), ''
+  return 0, text
+
+
+def _approaches(text: str) -> tuple[str, ...]:
+  names = tuple(_APPROACHES.values())
+  if text == 'all':
+    return names
+  chosen = [_APPROACHES.get(t.strip(), t.strip()) for t in text.split(',')]
+  for name in chosen:
+    if name not in names:
+      raise ValueError(
+        f'approach={text!r} must be 1 (envelope), 2 (isoflop), 3 (parametric)'
+        ' or all'
+      )
+  return tuple(chosen)
+
+
+def _predict(text: str) -> list[tuple[float, float]]:
+  runs = []
+  for pair in filter(None, text.split(',')):
+    try:
+      n, d = (float(x) for x in pair.split(':'))
+    except ValueError:
+      raise ValueError(
+        f'predict={text!r} must be pairs N:D, such as 7e9:1.4e11'
+      ) from None
+    if not (0 < n < float('inf') and 0 < d < float('inf')):
+      raise ValueError(f'predict={text!r} must hold positive N and D')
+    runs.append((n, d))
+  return runs
+
+
+def flat(law: dict[str, Any]) -> dict[str, Any]:
+  """Returns the law with the fields of its headline approach on top."""
+  parts = law['approaches']
+  name = law['primary'] or list(parts)[-1]
+  refusals = [p['refused'] for p in parts.values() if p['refused']]
+  warnings = [*law['warnings'], *parts[name]['warnings'], *refusals]
+  return {**parts[name], **law, 'warnings': warnings}

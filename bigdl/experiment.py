@@ -1,0 +1,84 @@
+"""Experiment: one frozen value that names a whole run."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from flax import linen as nn
+
+from bigdl.data.base import Source
+from bigdl.objectives.base import Objective
+from bigdl.optim.base import Optimizer
+from bigdl.parallel.layout import Layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """Scores held-out rows during and after training."""
+
+  data: Source | None = None  # None: no evaluation.
+  rows: int = 512  # The first so many rows; 0 takes all of one epoch.
+  batch: int = 0  # Rows at a time; 0 takes the training batch.
+  every: int = 0  # Steps between evaluations; 0 evaluates at the end only.
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+  """When State is saved and how many saves are kept."""
+
+  every: int = 1000  # Steps between saves; 0 saves at the end only.
+  keep: int = 2  # The latest so many are kept.
+  keep_every: int = 0  # Multiples of this step are kept for good; 0: none.
+
+
+@dataclasses.dataclass(frozen=True)
+class Logs:
+  """Where metrics go besides `metrics.jsonl`, which is always written."""
+
+  every: int = 10  # Steps between records.
+  tensorboard: bool = True
+  wandb: str = ''  # Project name; '' is off.
+  mlflow: str = ''  # Experiment name; '' is off.
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """One run: what is trained, on what, how, for how long.
+
+  D, the data a run sees, is `steps * batch * objective.units(data.spec())`.
+  """
+
+  model: nn.Module
+  objective: Objective
+  data: Source
+  optimizer: Optimizer
+  steps: int  # Parameter updates.
+  batch: int  # Rows per update, over all devices.
+  evaluation: Evaluation = Evaluation()
+  layout: Layout = Layout()
+  accumulate: int = 1  # Microbatches per update.
+  checkpoints: Checkpoints = Checkpoints()
+  logs: Logs = Logs()
+  seed: int = 0
+
+  def __post_init__(self):
+    for name in ('steps', 'batch', 'accumulate'):
+      value = getattr(self, name)
+      if value < 1:
+        raise ValueError(f'{name}={value} must be at least 1')
+    if self.batch % self.accumulate:
+      raise ValueError(
+        f'accumulate={self.accumulate} must divide batch={self.batch}'
+      )
+
+  def check(self) -> None:
+    """Raises ValueError where data and model disagree; opens the data."""
+    self.objective.check(self.model, self.data.spec(), self.data.facts())
+    held_out = self.evaluation.data
+    if held_out is not None:
+      self.objective.check(self.model, held_out.spec(), held_out.facts())
+
+  @property
+  def units(self) -> int:
+    """D: units of data (tokens, images) that the whole run sees."""
+    return self.steps * self.batch * self.objective.units(self.data.spec())

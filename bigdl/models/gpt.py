@@ -1,0 +1,329 @@
+"""GPT: a decoder with what the decoder families of 2018-2024 differ in.
+
+GPT-2: Radford et al., 2019, "Language Models are Unsupervised Multitask
+Learners"; the fields' defaults are its smallest size. The other families are
+named in `SIZES`, each cited there.
+Differs from the paper: no dropout of attention probabilities.
+"""
+
+# Shapes: B batch, T positions, D width, V vocabulary, S new positions.
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, Literal, get_args
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from bigdl.layers import position as positions_of
+from bigdl.layers import stack as stacks
+from bigdl.layers.attention import Attention, AttentionKind
+from bigdl.layers.block import Block, BlockKind
+from bigdl.layers.embed import Embed, Head
+from bigdl.layers.mlp import GATED, MLP, Activation
+from bigdl.layers.norm import Norm, NormKind
+from bigdl.layers.stack import RematKind, StackKind
+
+PositionKind = Literal['learned', 'sinusoidal', 'rotary', 'none']
+InitKind = Literal['normal', 'fan_in']
+FloatKind = Literal['float32', 'bfloat16', 'float16', 'float64']
+
+_KINDS = {
+  'activation': Activation,
+  'block': BlockKind,
+  'norm': NormKind,
+  'position': PositionKind,
+  'weight_init': InitKind,
+  'dtype': FloatKind,
+  'param_dtype': FloatKind,
+  'attention': AttentionKind,
+  'stack': StackKind,
+  'remat': RematKind,
+}
+
+
+class GPT(nn.Module):
+  """Reads tokens and predicts each next one.
+
+  The defaults are GPT-2's 124 million parameters.
+  """
+
+  depth: int = 12  # Blocks.
+  width: int = 768  # Of the residual stream.
+  heads: int = 12
+  vocab: int = 50257
+  length: int = 1024  # Most positions in a sequence.
+  kv_heads: int = 0  # Heads of keys and values; 0: as many as heads.
+  head_width: int = 0  # 0: width / heads.
+  mlp_width: int = 0  # Hidden width of the MLP; 0: 4 width.
+  activation: Activation = 'gelu'  # 'gelu' is the tanh approximation.
+  block: BlockKind = 'pre'
+  norm: NormKind = 'layernorm'
+  norm_epsilon: float = 1e-5
+  bias: bool = True  # In projections and LayerNorms.
+  qk_norm: bool = False  # Normalise queries and keys, head by head.
+  position: PositionKind = 'learned'
+  rotary_fraction: float = 1.0  # Share of a head's coordinates that rotate.
+  rotary_base: float = 10000.0
+  tied: bool = True  # The head is the transposed embedding.
+  embed_scale: bool = False  # Multiply embeddings by sqrt(width).
+  softcap: float = 0.0  # Logits become c tanh(logits / c); 0: off.
+  attention_softcap: float = 0.0  # The same for attention scores.
+  dropout: float = 0.0  # Of embeddings and of what each layer adds.
+  weight_init: InitKind = 'normal'  # 'fan_in': weights ~ N(0, 1 / inputs).
+  init_std: float = 0.02  # Of embeddings, and of weights under 'normal'.
+  dtype: FloatKind = 'float32'  # Of compute; logits are float32 or wider.
+  param_dtype: FloatKind = 'float32'  # Of the master weights.
+  attention: AttentionKind = 'auto'  # What computes it; 'auto': by device.
+  stack: StackKind = 'auto'  # 'auto': a loop on CPU, else a scan.
+  remat: RematKind = 'none'  # What the backward pass recomputes.
+
+  def __post_init__(self):
+    super().__post_init__()
+    for name, kind in _KINDS.items():
+      value, allowed = getattr(self, name), get_args(kind)
+      if value not in allowed:
+        raise ValueError(f'{name}={value} must be one of {", ".join(allowed)}')
+    for name in ('depth', 'width', 'heads', 'vocab', 'length'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name}={getattr(self, name)} must be at least 1')
+    for name in ('kv_heads', 'head_width', 'mlp_width'):
+      if getattr(self, name) < 0:
+        raise ValueError(f'{name}={getattr(self, name)} must not be negative')
+    if not self.head_width and self.width % self.heads:
+      raise ValueError(f'heads={self.heads} must divide width={self.width}')
+    if self.heads % self._kv_heads:
+      raise ValueError(
+        f'kv_heads={self.kv_heads} must divide heads={self.heads}'
+      )
+    if self.position == 'rotary' and (self._rotated < 2 or self._rotated % 2):
+      raise ValueError(
+        f'rotary_fraction={self.rotary_fraction} of '
+        f'head_width={self._head_width} must be even and at least 2'
+      )
+    if self.position == 'sinusoidal' and self.width % 2:
+      raise ValueError(f'width={self.width} must be even for sinusoids')
+    if not 0 <= self.dropout < 1:
+      raise ValueError(f'dropout={self.dropout} must be in [0, 1)')
+
+  @property
+  def _head_width(self) -> int:
+    return self.head_width or self.width // self.heads
+
+  @property
+  def _kv_heads(self) -> int:
+    return self.kv_heads or self.heads
+
+  @property
+  def _mlp_width(self) -> int:
+    return self.mlp_width or 4 * self.width
+
+  @property
+  def _rotated(self) -> int:
+    return int(self.rotary_fraction * self._head_width)
+
+  def setup(self):
+    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+    norm = functools.partial(
+      Norm, kind=self.norm, bias=self.bias, epsilon=self.norm_epsilon, **types
+    )
+    small = nn.initializers.normal(self.init_std)
+    init, out_init = small, nn.initializers.normal(self.init_std * self._damp)
+    if self.weight_init == 'fan_in':
+      scaled = nn.initializers.variance_scaling
+      init = scaled(1.0, 'fan_in', 'normal')
+      out_init = scaled(self._damp**2, 'fan_in', 'normal')
+    layer = {'kernel_init': init, 'out_init': out_init, **types}
+    block = functools.partial(
+      Block,
+      attention=functools.partial(
+        Attention,
+        heads=self.heads,
+        kv_heads=self._kv_heads,
+        head_width=self._head_width,
+        bias=self.bias,
+        qk_norm=norm if self.qk_norm else None,
+        softcap=self.attention_softcap,
+        kind=self.attention,
+        **layer,
+      ),
+      mlp=functools.partial(
+        MLP,
+        hidden=self._mlp_width,
+        activation=self.activation,
+        bias=self.bias,
+        **layer,
+      ),
+      norm=norm,
+      kind=self.block,
+      dropout=self.dropout,
+    )
+    self.embed = Embed(self.vocab, self.width, table_init=small, **types)
+    if self.position == 'learned':
+      self.positions = Embed(self.length, self.width, table_init=small, **types)
+    self.drop = nn.Dropout(self.dropout)
+    self.blocks = stacks.build(block, self.depth, kind=self.stack)
+    # A post-norm block ends in a norm already.
+    if self.block != 'post':
+      self.final_norm = norm()
+    if not self.tied:
+      self.head = Head(self.vocab, kernel_init=init, **types)
+
+  @property
+  def _damp(self) -> float:
+    """GPT-2's factor on what is added to the stream 2 depth times."""
+    return 1 / math.sqrt(2 * self.depth)
+
+  def __call__(
+    self,
+    tokens_BT: jax.Array,
+    segments: jax.Array | None = None,
+    positions: jax.Array | None = None,
+    deterministic: bool = True,
+  ) -> jax.Array:
+    """Returns logits `[B, T, V]` of each next token, in float32 or wider.
+
+    Args:
+      tokens_BT: Token ids.
+      segments: `[B, T]` ids of packed documents: attention stays inside one,
+        and positions restart with each.
+      positions: `[B, T]` positions, where they are not 0 to T - 1.
+      deterministic: Whether dropout is off; otherwise rngs need 'dropout'.
+    """
+    return self.logits(
+      self.hidden(tokens_BT, segments, positions, deterministic)
+    )
+
+  def hidden(
+    self,
+    tokens_BT: jax.Array,
+    segments: jax.Array | None = None,
+    positions: jax.Array | None = None,
+    deterministic: bool = True,
+  ) -> jax.Array:
+    """Returns the residual stream `[B, T, D]` after the last norm."""
+    T = tokens_BT.shape[1]
+    if T > self.length:
+      raise ValueError(f'{T} tokens must fit in length={self.length}')
+    if positions is None:
+      positions = jnp.arange(T)
+      if segments is not None and self.position != 'none':
+        positions = positions_of.segment_positions(segments)
+    return self._blocks(tokens_BT, positions, segments, None, deterministic)
+
+  def decode(
+    self, tokens_BS: jax.Array, start: jax.Array, *, capacity: int
+  ) -> jax.Array:
+    """Returns hidden states of tokens that continue a cached prefix.
+
+    Apply with `mutable=['cache']`; the cache is made when there is none.
+
+    Args:
+      tokens_BS: The next S tokens of every row.
+      start: Scalar: how many positions the cache holds already.
+      capacity: Positions that the cache has room for.
+    """
+    positions = start + jnp.arange(tokens_BS.shape[1])
+    return self._blocks(
+      tokens_BS, positions, None, start, True, capacity=capacity
+    )
+
+  def _blocks(
+    self, tokens_BT, positions, segments, start, deterministic, **static
+  ):
+    x_BTD = self.embed(tokens_BT)
+    if self.embed_scale:
+      x_BTD = x_BTD * math.sqrt(self.width)
+    rotary = None
+    if self.position == 'learned':
+      x_BTD = x_BTD + self.positions(positions)
+    elif self.position == 'sinusoidal':
+      x_BTD = x_BTD + positions_of.sinusoid(
+        positions, self.width, dtype=self.dtype
+      )
+    elif self.position == 'rotary':
+      rotary = positions_of.rotary(
+        positions, self._rotated, base=self.rotary_base, dtype=self.dtype
+      )
+    x_BTD = self.drop(x_BTD, deterministic=deterministic)
+    x_BTD = stacks.run(
+      self.blocks,
+      x_BTD,
+      segments,
+      rotary,
+      start,
+      depth=self.depth,
+      remat=self.remat,
+      deterministic=deterministic,
+      **static,
+    )
+    return x_BTD if self.block == 'post' else self.final_norm(x_BTD)
+
+  def logits(self, x: jax.Array) -> jax.Array:
+    """Returns logits `[..., V]` of hidden states `[..., D]`."""
+    logits = self.embed.logits(x) if self.tied else self.head(x)
+    if self.softcap:
+      logits = self.softcap * jnp.tanh(logits / self.softcap)
+    return logits
+
+  def scale(self, factor: float) -> GPT:
+    """Returns a GPT of about `factor` times the non-embedding parameters.
+
+    Head width, heads per key-value head, and the ratios of MLP to width stay;
+    depth and width grow together, width in steps of a head.
+    """
+    if not factor > 0:
+      raise ValueError(f'factor={factor} must be positive')
+    return _rung(self, factor)
+
+
+def _block_size(model: GPT) -> int:
+  """The weights of one block's matrices."""
+  heads = 2 * model.heads + 2 * model._kv_heads
+  matrices = 3 if model.activation in GATED else 2
+  attention = model.width * heads * model._head_width
+  return attention + matrices * model.width * model._mlp_width
+
+
+def _rung(model: GPT, factor: float) -> GPT:
+  """The shape whose size and whose width / depth are closest to the asked."""
+  target = factor * model.depth * _block_size(model)
+  group = model.heads // model._kv_heads
+  step = group if model._kv_heads > 1 else 1
+  aspect = model.width / model.depth
+  best = None
+  guess = factor ** (1 / 3)
+  most = max(math.ceil(4 * guess * model.heads), 4 * step)
+  for heads in range(step, most + 1, step):
+    wide = _widen(model, heads, heads // group if step > 1 else model.kv_heads)
+    near = target / _block_size(wide)
+    for depth in {max(1, math.floor(near)), max(1, math.ceil(near))}:
+      miss = math.log(depth * _block_size(wide) / target)
+      bend = math.log(wide.width / depth / aspect)
+      cost = miss**2 + 0.03 * bend**2
+      if best is None or cost < best[0]:
+        best = cost, wide, depth
+  _, wide, depth = best
+  return wide.clone(depth=depth)
+
+
+def _widen(model: GPT, heads: int, kv_heads: int) -> GPT:
+  """The same model with other heads, and width in proportion to them."""
+  width = heads * model._head_width
+  changes: dict[str, Any] = {}
+  if model.head_width:
+    width = max(2, 2 * round(model.width * heads / model.heads / 2))
+  if model.mlp_width:
+    unit = 8 if model.mlp_width % 8 == 0 else 1
+    ratio = model.mlp_width / model.width
+    changes['mlp_width'] = max(unit, unit * round(ratio * width / unit))
+  return model.clone(heads=heads, width=width, kv_heads=kv_heads, **changes)
+
+
+def tiny() -> tuple[GPT, tuple[jax.Array, ...]]:
+  """Returns the smallest honest GPT and its inputs."""
+  model = GPT(depth=2, width=16, heads=2, vocab=29, length=12)
+  tokens_BT = jnp.arange(24, dtype=jnp.int32).reshape(2, 12) % model.vocab
+  return model, (tokens_BT,)

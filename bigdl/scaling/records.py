@@ -1,0 +1,432 @@
+"""Finished runs as one table: from a sweep's folder, or anyone's CSV.
+
+Columns: name, status, n, d, loss, loss_se, budget, flops, then what records
+carry besides (params_*, flops_*, steps, batch, lr, seed, train_loss,
+bits_per_byte, seconds, device, message). n and flops are under one convention;
+`under` gives the table under another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import csv
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bigdl.scaling.cost import Cost
+
+PARAMS = ('total', 'nonembedding', 'nonembedding_head')
+FLOPS = (
+  '6N',
+  '6N_nonembedding',
+  'matmul_causal',
+  'matmul_full',
+  'chinchilla_f',
+  'xla',
+)
+# C over 6 N D of a table, above or below which units are surely mixed up.
+UNITS_OFF = 300.0
+# C over N D of one run over that of the others, above which it is flagged.
+RUN_OFF = 3.0
+# Runs within this factor of compute make a budget, where none is named.
+SAME_BUDGET = 1.1
+
+_COLUMNS = ('name', 'status', 'n', 'd', 'loss', 'loss_se', 'budget', 'flops')
+_PLAIN = (
+  'step',
+  'steps',
+  'batch',
+  'lr',
+  'seed',
+  'train_loss',
+  'bits_per_byte',
+  'seconds',
+  'device',
+  'message',
+)
+
+
+def load(
+  path: str | Path,
+  *,
+  columns: Mapping[str, str] | None = None,
+  where: str = '',
+  holdout: str = '',
+) -> pd.DataFrame:
+  """Returns the runs of a sweep folder or of a CSV file, one row a run.
+
+  Args:
+    path: A folder that holds `cells/*/record.json`, or a CSV file.
+    columns: For a CSV, which of its columns is our n, d, loss, flops, budget,
+      name, status or loss_se. Those not named keep our names.
+    where: Keeps the rows of a CSV for which this holds, such as `C < 1e21`, in
+      the file's own column names.
+    holdout: Rows for which this holds are left out of the fit.
+  """
+  path = Path(path)
+  if path.is_dir():
+    frame = _folder(path)
+    if columns:
+      raise ValueError(
+        f'{path} is a sweep folder: its columns have names, only a CSV needs'
+        f' --{next(iter(columns))}'
+      )
+  elif path.is_file():
+    frame = _csv(path, dict(columns or {}))
+  else:
+    raise ValueError(f'{path} must be a sweep folder or a CSV file of runs')
+  source = frame.attrs
+  for text, field in ((where, 'where'), (holdout, 'holdout')):
+    if text:
+      chosen = _choose(frame, text, field)
+      if field == 'where':
+        frame = frame[chosen].reset_index(drop=True)
+      else:
+        frame['held_out'] = chosen
+  frame.attrs = source
+  if not len(frame):
+    raise ValueError(f'{path}: no run is left (where={where!r})')
+  return frame
+
+
+def _folder(path: Path) -> pd.DataFrame:
+  plan = _plan(path)
+  entries = {}
+  for file in sorted(path.glob('cells/*/record.json')):
+    entries[file.parent.name] = _record(file)
+  for cell in plan.get('cells', ()):
+    name = cell.get('name')
+    if name and name not in entries:
+      entries[name] = {'status': 'missing', **_planned(cell)}
+    elif name and entries[name].get('budget') is None:
+      entries[name]['budget'] = cell.get('budget')
+  if not entries:
+    raise ValueError(f'{path} holds no cells/*/record.json: is it a sweep?')
+  frame = pd.DataFrame([{'name': k, **v} for k, v in sorted(entries.items())])
+  frame = _whole(frame)
+  for key in ('n', 'flops'):
+    frame[key] = np.nan
+  frame.attrs['flops'] = plan.get('convention') or 'matmul_causal'
+  frame.attrs['params'] = plan.get('params') or 'total'
+  frame.attrs['unit'] = plan.get('unit') or 'token'
+  frame = under(frame, frame.attrs['flops'], frame.attrs['params'])
+  order = ['budget', 'n', 'name']
+  return frame.sort_values(order, kind='stable').reset_index(drop=True)
+
+
+def _plan(path: Path) -> dict[str, Any]:
+  file = path / 'plan.json'
+  return _json(file) if file.is_file() else {}
+
+
+def _json(file: Path) -> dict[str, Any]:
+  try:
+    value = json.loads(file.read_text())
+  except (OSError, ValueError) as error:
+    raise ValueError(f'{file} cannot be read as JSON: {error}') from None
+  if not isinstance(value, dict):
+    raise ValueError(f'{file} must hold a JSON object')
+  return value
+
+
+def _planned(cell: dict[str, Any]) -> dict[str, Any]:
+  body = {k: cell.get(k) for k in ('budget', 'steps', 'batch', 'lr')}
+  return {**body, 'd': cell.get('d'), **_ledger(cell)}
+
+
+def _ledger(record: dict[str, Any]) -> dict[str, Any]:
+  return {
+    f'{group}_{key}': value
+    for group in ('params', 'flops')
+    for key, value in (record.get(group) or {}).items()
+  }
+
+
+def _record(file: Path) -> dict[str, Any]:
+  record = _json(file)
+  body = {k: record.get(k) for k in ('status', 'loss', 'loss_se', 'budget')}
+  units = record.get('units')
+  body |= {k: record.get(k) for k in _PLAIN}
+  return {**body, 'd': units, **_ledger(record)}
+
+
+def _csv(path: Path, columns: dict[str, str]) -> pd.DataFrame:
+  heads = _heads(path)
+  for ours, theirs in columns.items():
+    if theirs not in heads:
+      plain = {h.lower(): h for h in heads}
+      near = difflib.get_close_matches(theirs.lower(), plain, 1)
+      hint = f'did you mean {plain[near[0]]!r}? ' if near else ''
+      raise ValueError(
+        f'{path}: --{_flag(ours)}={theirs} names no column; {hint}it has'
+        f' {", ".join(heads)}'
+      )
+  for ours in ('n', 'd', 'loss'):
+    if ours not in columns and ours not in heads:
+      flags = ' '.join(f'--{k}=COL' for k in ('n', 'd', 'loss'))
+      raise ValueError(
+        f'{path}: no column is called {ours!r}; it has {", ".join(heads)}: name'
+        f' the columns of parameters, tokens and loss with {flags}'
+      )
+  try:
+    # The first line names columns, so that data row 0 stands on line 2.
+    raw = pd.read_csv(path, skip_blank_lines=False)
+  except (ValueError, OSError) as error:
+    text = ' '.join(str(error).split())
+    raise ValueError(f'{path} cannot be read as CSV: {text}') from None
+  frame = raw.copy()
+  frame['csv_line'] = np.arange(2, len(raw) + 2)
+  frame = frame[raw.notna().any(axis=1)].reset_index(drop=True)
+  taken = {ours: frame[theirs].copy() for ours, theirs in columns.items()}
+  for ours, values in taken.items():
+    frame[ours] = values
+  if 'c' in frame and 'flops' not in frame and 'flops' not in columns:
+    frame['flops'] = frame['c']
+  if 'name' not in frame:
+    frame['name'] = [f'line {i}' for i in frame['csv_line']]
+  frame['name'] = frame['name'].astype(str)
+  frame = _whole(frame)
+  _check_numbers(path, frame, columns)
+  frame = frame.drop(columns=[c for c in frame if str(c).endswith('_text')])
+  if frame['flops'].notna().any():
+    frame.attrs['flops'] = 'as given'
+    _check_units(path, frame)
+  else:
+    frame['flops'] = 6.0 * frame['n'] * frame['d']
+    frame.attrs['flops'] = '6N'
+  frame.attrs['params'] = 'as given'
+  frame.attrs['unit'] = 'token'
+  if not frame['budget'].notna().any():
+    frame = _group(frame)
+  return frame
+
+
+def _heads(path: Path) -> list[str]:
+  try:
+    with path.open(newline='') as file:
+      heads = [h.strip() for h in next(csv.reader(file), [])]
+  except (OSError, UnicodeDecodeError, csv.Error) as error:
+    raise ValueError(f'{path} cannot be read as CSV: {error}') from None
+  if len(heads) < 2:
+    raise ValueError(
+      f'{path} must be a CSV file whose first line names columns'
+    )
+  twice = sorted({h for h in heads if heads.count(h) > 1})
+  if twice:
+    raise ValueError(f'{path}: column {twice[0]!r} appears more than once')
+  return heads
+
+
+def _flag(ours: str) -> str:
+  return {'flops': 'c'}.get(ours, ours)
+
+
+def _whole(frame: pd.DataFrame) -> pd.DataFrame:
+  """Adds the columns that are missing, and makes numbers of numbers."""
+  if 'status' not in frame:
+    frame['status'] = 'finished'
+  for name in ('n', 'd', 'loss', 'loss_se', 'budget', 'flops'):
+    if name not in frame:
+      frame[name] = np.nan
+    elif pd.api.types.is_numeric_dtype(frame[name]):
+      frame[name] = frame[name].astype(float)
+    else:
+      kept = frame[name].where(frame[name].notna(), np.nan)
+      frame[f'{name}_text'] = kept.map(str)
+      frame[name] = pd.to_numeric(kept, errors='coerce').astype(float)
+  for name in frame:
+    if str(name).startswith(('params_', 'flops_')):
+      frame[name] = pd.to_numeric(frame[name], errors='coerce').astype(float)
+  texts = [f'{c}_text' for c in _COLUMNS if f'{c}_text' in frame]
+  rest = [c for c in frame if c not in _COLUMNS and c not in texts]
+  whole = frame[[*_COLUMNS, *rest, *texts]].copy()
+  whole.attrs = frame.attrs
+  return whole
+
+
+def _check_numbers(path: Path, frame: pd.DataFrame, columns) -> None:
+  finished = frame['status'] == 'finished'
+  for ours in ('n', 'd', 'loss', 'flops', 'budget', 'loss_se'):
+    values = frame[ours].to_numpy(float)
+    optional = ours in ('flops', 'budget', 'loss_se')
+    if optional and f'{ours}_text' not in frame and np.isnan(values).all():
+      continue
+    with np.errstate(invalid='ignore'):
+      wrong = ~(np.isfinite(values) & (values > 0)) & finished.to_numpy()
+    if ours in ('budget', 'loss_se'):
+      # A run may stand outside every budget, and an error may be unknown.
+      wrong &= ~np.isnan(values)
+    if wrong.any():
+      text = frame.get(f'{ours}_text', frame[ours])
+      shown = [
+        f'{text.iloc[i]} on line {frame["csv_line"].iloc[i]}'
+        for i in np.flatnonzero(wrong)[:5]
+      ]
+      more = f' and {wrong.sum() - 5} more' if wrong.sum() > 5 else ''
+      raise ValueError(
+        f'{path}: column {columns.get(ours, ours)!r} must be positive and'
+        f' finite, but is {", ".join(shown)}{more}'
+      )
+
+
+def _check_units(path: Path, frame: pd.DataFrame) -> None:
+  ratio = frame['flops'] / (6 * frame['n'] * frame['d'])
+  middle = float(ratio.median())
+  if not 1 / UNITS_OFF <= middle <= UNITS_OFF:
+    raise ValueError(
+      f'{path}: C is {middle:.3g} times 6 N D in the median run (first run:'
+      f' N={frame["n"].iloc[0]:.4g}, D={frame["d"].iloc[0]:.4g},'
+      f' C={frame["flops"].iloc[0]:.4g}); give parameters, tokens and FLOPs as'
+      ' plain numbers, not in millions or billions'
+    )
+
+
+def _group(frame: pd.DataFrame) -> pd.DataFrame:
+  """Groups runs of equal compute into budgets; all or nothing."""
+  order = np.argsort(frame['flops'].to_numpy(float), kind='stable')
+  logs = np.log(frame['flops'].to_numpy(float)[order])
+  step = np.log(SAME_BUDGET)
+  groups = np.concatenate([[0], np.cumsum(np.diff(logs) > step)])
+  counts = np.bincount(groups)
+  spans = [np.ptp(logs[groups == g]) for g in range(len(counts))]
+  if counts.min() < 3 or max(spans) > step:
+    return frame
+  means = np.exp([logs[groups == g].mean() for g in range(len(counts))])
+  budget = np.empty(len(frame))
+  budget[order] = means[groups]
+  frame['budget'] = budget
+  frame.attrs['grouped'] = True
+  return frame
+
+
+def _choose(frame: pd.DataFrame, text: str, field: str) -> np.ndarray:
+  try:
+    chosen = frame.eval(text, engine='python')
+  except Exception as error:  # Whatever pandas makes of a user's text.
+    said = ' '.join(str(error).split())
+    raise ValueError(f'{field}={text!r} cannot be evaluated: {said}') from None
+  chosen = np.asarray(chosen)
+  if chosen.dtype != bool or chosen.shape != (len(frame),):
+    raise ValueError(
+      f'{field}={text!r} must be a condition on columns, such as C < 1e21'
+    )
+  return chosen
+
+
+def conventions(frame: pd.DataFrame) -> list[str]:
+  """Returns the FLOPs conventions that every finished run carries."""
+  done = frame[frame['status'] == 'finished']
+  return [
+    k
+    for k in FLOPS
+    if f'flops_{k}' in done and len(done) and (done[f'flops_{k}'] > 0).all()
+  ]
+
+
+def under(frame: pd.DataFrame, flops: str, params: str) -> pd.DataFrame:
+  """Returns the table with N and C under the conventions named."""
+  frame = frame.copy()
+  known = conventions(frame)
+  if f'params_{params}' in frame:
+    frame['n'] = frame[f'params_{params}']
+  elif counted := [k for k in PARAMS if f'params_{k}' in frame]:
+    raise ValueError(
+      f'params={params!r} is not recorded by these runs; they have'
+      f' {", ".join(counted)}'
+    )
+  if flops in known:
+    frame['flops'] = frame[f'flops_{flops}']
+  elif known:
+    raise ValueError(
+      f'flops={flops!r} is not recorded by all runs; they have'
+      f' {", ".join(known)}'
+    )
+  return frame
+
+
+def budgets(frame: pd.DataFrame) -> list[float]:
+  """Returns the nominal budgets of a table, the lowest first."""
+  return sorted(float(b) for b in frame['budget'].dropna().unique())
+
+
+def split(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[dict[str, str]]]:
+  """Returns the runs that can be fitted, and why others were set aside."""
+  reasons = [_aside(row) for row in frame.to_dict('records')]
+  aside = [
+    {'name': str(name), 'reason': reason}
+    for name, reason in zip(frame['name'], reasons, strict=True)
+    if reason
+  ]
+  kept = frame[[not r for r in reasons]].reset_index(drop=True)
+  return kept, aside
+
+
+def _aside(row: dict[str, Any]) -> str:
+  status = row['status']
+  step, steps = row.get('step'), row.get('steps')
+  known = step is not None and steps is not None and step == step
+  at = f' at step {step:.0f} of {steps:.0f}' if known and steps == steps else ''
+  if status == 'diverged' or (
+    status == 'finished' and not np.isfinite(row['loss'])
+  ):
+    return (
+      f'diverged{at}: train it again with a lower learning rate, or leave its'
+      ' size out of the sweep'
+    )
+  if status == 'missing':
+    return 'was not started: run the sweep again to train it'
+  if status != 'finished':
+    return f'{status}{at}, not finished: run the sweep again to finish it'
+  if not (row['loss'] > 0 and row['n'] > 0 and row['d'] > 0):
+    return (
+      f'records N={row["n"]}, D={row["d"]}, loss={row["loss"]}, which must be'
+      ' positive: delete its folder and train it again'
+    )
+  if not row['flops'] > 0:
+    return 'records no FLOPs under this convention: choose another with --flops'
+  return ''
+
+
+def contradictory(frame: pd.DataFrame) -> list[dict[str, str]]:
+  """Names runs whose C does not fit their N and D as the others' does."""
+  if len(frame) < 3:
+    return []
+  n, d, c = (frame[k].to_numpy(float) for k in ('n', 'd', 'flops'))
+  ratio = c / (n * d)
+  off = ratio / Cost.fit(n, d, c).rate(n)
+  return [
+    {
+      'row': str(frame['name'].iloc[i]),
+      'reason': f'C = {ratio[i]:.3g} N D, {max(off[i], 1 / off[i]):.3g} times'
+      f' {"more" if off[i] > 1 else "less"} than runs of its size; check its'
+      ' N, D and C',
+    }
+    for i in np.flatnonzero((off > RUN_OFF) | (off < 1 / RUN_OFF))
+  ]
+
+
+def curves(path: str | Path, frame: pd.DataFrame) -> pd.DataFrame:
+  """Returns held-out losses during training: name, d, loss, step.
+
+  Of a sweep folder's `metrics.jsonl` files; runs without held-out lines but the
+  last give only that.
+  """
+  rows = []
+  for row in frame.to_dict('records'):
+    file = Path(path) / 'cells' / str(row['name']) / 'metrics.jsonl'
+    if not file.is_file() or not row.get('steps'):
+      continue
+    for line in file.read_text().splitlines():
+      try:
+        entry = json.loads(line)
+      except ValueError:
+        continue  # A line that a kill cut short.
+      if entry.get('eval_loss') is not None and entry.get('step'):
+        d = row['d'] * entry['step'] / row['steps']
+        rows.append((row['name'], d, entry['eval_loss'], entry['step']))
+  return pd.DataFrame(rows, columns=['name', 'd', 'loss', 'step'])

@@ -1,0 +1,1 @@
+"""How a run goes: the loop, its checkpoints, evaluation, logs and record."""

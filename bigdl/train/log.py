@@ -1,0 +1,168 @@
+"""Metrics of a run: `metrics.jsonl` always, other places where asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import errno
+import importlib
+import json
+import os
+import pathlib
+from typing import Any
+
+from bigdl.experiment import Logs
+
+Sink = Callable[[int, dict[str, float]], None]
+FILE = 'metrics.jsonl'
+
+
+def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
+  """Returns the whole lines of `metrics.jsonl`, [] where there is none."""
+  path = pathlib.Path(workdir) / FILE
+  try:
+    text = path.read_bytes()
+  except FileNotFoundError:
+    return []
+  # A killed writer may leave half a line at the end.
+  lines = text[: text.rfind(b'\n') + 1].splitlines()
+  return [json.loads(line) for line in lines]
+
+
+class Log:
+  """Appends records to `metrics.jsonl` and to the places in `logs`.
+
+  Opening drops what was written after `step`, the checkpoint that the run goes
+  on from, so that the file has each record once. A record is one `write` to
+  the system: it survives a kill of the process.
+  """
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    logs: Logs,
+    *,
+    step: int,
+    config: dict,
+    primary: bool = True,
+  ):
+    self.records = [r for r in read(workdir) if r['step'] <= step]
+    self._file = None
+    self._sinks: list[Sink] = []
+    self._closers: list[Callable[[], None]] = []
+    # One host of many writes.
+    if not primary:
+      return
+    for wanted, build in (
+      (logs.tensorboard, _tensorboard),
+      (logs.wandb, _wandb),
+      (logs.mlflow, _mlflow),
+    ):
+      if wanted:
+        sink, close = build(workdir, wanted, step, config)
+        self._sinks.append(sink)
+        self._closers.append(close)
+
+    path = workdir / FILE
+    temporary = workdir / f'.{FILE}'
+    temporary.write_text(''.join(map(_line, self.records)))
+    os.replace(temporary, path)
+    # Unbuffered: a record that is written is the system's to keep.
+    self._file = open(path, 'ab', buffering=0)  # noqa: SIM115
+
+  def __enter__(self) -> Log:
+    return self
+
+  def __exit__(self, *_) -> None:
+    if self._file is not None:
+      self._file.close()
+    for close in self._closers:
+      close()
+
+  def write(self, record: dict[str, Any]) -> None:
+    """Adds one record; it must have a `step`."""
+    self.records.append(record)
+    if self._file is not None:
+      line = _line(record).encode()
+      if self._file.write(line) < len(line):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    numbers = {k: v for k, v in record.items() if k != 'step' and v is not None}
+    for sink in self._sinks:
+      sink(record['step'], numbers)
+
+
+def _line(record: dict[str, Any]) -> str:
+  return json.dumps(record) + '\n'
+
+
+def check(logs: Logs) -> None:
+  """Raises ValueError where a package that the logs ask for is missing."""
+  if logs.tensorboard:
+    _need('tensorboardX', 'tensorboard', 'tensorboardX')
+  if logs.wandb:
+    _need('wandb', 'wandb', 'bigdl[wandb]')
+  if logs.mlflow:
+    _need('mlflow', 'mlflow', 'bigdl[mlflow]')
+
+
+def _need(module: str, field: str, extra: str) -> Any:
+  try:
+    return importlib.import_module(module)
+  except ImportError as error:
+    raise ValueError(
+      f'logs.{field} needs the package {module}: pip install {extra}'
+    ) from error
+
+
+def _tensorboard(workdir, _, step, config):
+  del config
+  tensorboard = _need('tensorboardX', 'tensorboard', 'tensorboardX')
+  # Events after the checkpoint are hidden; the run writes them again.
+  writer = tensorboard.SummaryWriter(
+    str(workdir / 'tensorboard'), purge_step=step + 1 if step else None
+  )
+
+  def sink(step, numbers):
+    for name, value in numbers.items():
+      writer.add_scalar(name, value, step)
+
+  return sink, writer.close
+
+
+def _wandb(workdir, project, step, config):
+  del step
+  wandb = _need('wandb', 'wandb', 'bigdl[wandb]')
+  # A run that is started again goes on under its id.
+  identity = workdir / 'wandb_id'
+  if not identity.exists():
+    identity.write_text(os.urandom(8).hex())
+  run = wandb.init(
+    project=project,
+    name=workdir.name,
+    id=identity.read_text(),
+    dir=str(workdir),
+    config=config,
+    resume='allow',
+  )
+  return (lambda step, numbers: run.log(numbers, step=step)), run.finish
+
+
+def _mlflow(workdir, experiment, step, config):
+  del step
+  mlflow = _need('mlflow', 'mlflow', 'bigdl[mlflow]')
+  client = mlflow.MlflowClient()
+  identity = workdir / 'mlflow_id'
+  if not identity.exists():
+    found = client.get_experiment_by_name(experiment)
+    number = (
+      found.experiment_id if found else client.create_experiment(experiment)
+    )
+    run = client.create_run(number, run_name=workdir.name)
+    client.log_dict(run.info.run_id, config, 'config.json')
+    identity.write_text(run.info.run_id)
+  run_id = identity.read_text()
+
+  def sink(step, numbers):
+    for name, value in numbers.items():
+      client.log_metric(run_id, name, value, step=step)
+
+  return sink, lambda: client.set_terminated(run_id)

@@ -1,0 +1,165 @@
+"""What a run folder says of itself: config, provenance, record, lock."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import datetime
+import fcntl
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+from typing import Any
+
+import jax
+
+from bigdl.experiment import Experiment
+
+# What may change between two starts of one run: it moves no number.
+FREE = ('checkpoints', 'layout', 'logs')
+PACKAGES = (
+  'bigdl',
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'orbax-checkpoint',
+  'numpy',
+)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes the file whole or not at all; the caller holds the lock."""
+  temporary = path.with_name(f'.{path.name}')
+  try:
+    temporary.write_text(json.dumps(value, indent=2) + '\n')
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def read_json(path: pathlib.Path) -> Any:
+  """Returns the content of the file, or None where there is no such file."""
+  try:
+    return json.loads(path.read_text())
+  except FileNotFoundError:
+    return None
+  except json.JSONDecodeError as error:
+    raise ValueError(f'{path} is not JSON: {error}') from error
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+  """Holds `workdir/lock`, or raises ValueError where a process has it."""
+  workdir.mkdir(parents=True, exist_ok=True)
+  with open(workdir / 'lock', 'a') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      raise ValueError(f'{workdir} is being trained already') from error
+    yield
+
+
+def check_config(workdir: pathlib.Path, config: dict) -> None:
+  """Raises ValueError where the folder holds another experiment."""
+  config = json.loads(json.dumps(config))
+  before = read_json(workdir / 'config.json')
+  if before is None:
+    if (workdir / 'checkpoints').exists():
+      raise ValueError(f'{workdir} has checkpoints but no config.json')
+    return
+  here, there = _flat(config), _flat(before)
+  lines = [
+    f'{name}: {_show(here, name)} here, {_show(there, name)} in the folder'
+    for name in sorted(here.keys() | there.keys())
+    if name.split('.')[0] not in FREE and here.get(name) != there.get(name)
+  ]
+  if lines:
+    raise ValueError(f'{workdir} holds another experiment: {"; ".join(lines)}')
+
+
+def _flat(value: Any, prefix: str = '') -> dict[str, Any]:
+  if not isinstance(value, dict | list) or not value:
+    return {prefix: value}
+  items = value.items() if isinstance(value, dict) else enumerate(value)
+  flat: dict[str, Any] = {}
+  for name, child in items:
+    flat |= _flat(child, f'{prefix}.{name}' if prefix else str(name))
+  return flat
+
+
+def _show(flat: dict[str, Any], name: str) -> str:
+  return json.dumps(flat[name]) if name in flat else 'absent'
+
+
+def write_config(folder: pathlib.Path, config: dict) -> None:
+  """Writes `config.json`, by which the folder is known from now on."""
+  if jax.process_index() == 0:
+    write_json(folder / 'config.json', config)
+
+
+def write_provenance(
+  folder: pathlib.Path, experiment: Experiment, device: dict, step: int
+) -> None:
+  """Writes who made the numbers: code, versions, device, data, seed, time.
+
+  A run that goes on adds itself to what is there.
+
+  Raises:
+    ValueError: The data is not what the run was started on.
+  """
+  held_out = experiment.evaluation.data
+  now: dict[str, Any] = {
+    'commit': _commit(),
+    'versions': {
+      'python': platform.python_version(),
+      **{name: _version(name) for name in PACKAGES},
+    },
+    'device': device,
+    'data': experiment.data.fingerprint(),
+    'held_out': held_out.fingerprint() if held_out is not None else None,
+    'seed': experiment.seed,
+    'time': datetime.datetime.now(datetime.UTC).isoformat(),
+  }
+  path = folder / 'provenance.json'
+  first = read_json(path)
+  if first is None or not step:
+    value = now
+  else:
+    for name in ('data', 'held_out'):
+      if first[name] != now[name]:
+        raise ValueError(
+          f'{folder} was trained on other data: {name} fingerprint'
+          f' {now[name]} here, {first[name]} in the folder'
+        )
+    again = {'step': step, **now}
+    value = {**first, 'resumed': [*first.get('resumed', []), again]}
+  if jax.process_index() == 0:
+    write_json(path, value)
+
+
+def _commit() -> str | None:
+  """Returns the commit of this code, `+` where files differ from it."""
+  folder = pathlib.Path(__file__).parent
+  try:
+    git = ['git', '-C', str(folder)]
+    commit = subprocess.check_output(
+      [*git, 'rev-parse', 'HEAD'], text=True, stderr=subprocess.DEVNULL
+    )
+    dirty = subprocess.check_output(
+      [*git, 'status', '--porcelain', '--untracked-files=no'],
+      stderr=subprocess.DEVNULL,
+    )
+  except (OSError, subprocess.CalledProcessError):
+    return None
+  return commit.strip() + ('+' if dirty else '')
+
+
+def _version(package: str) -> str | None:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return None

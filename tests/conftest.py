@@ -1,0 +1,18 @@
+"""Eight virtual CPU devices and a persistent compilation cache for all tests."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import tempfile
+
+FLAGS = os.environ.get('XLA_FLAGS', '')
+if 'host_platform_device_count' not in FLAGS:
+  os.environ['XLA_FLAGS'] = (
+    f'{FLAGS} --xla_force_host_platform_device_count=8'.strip()
+  )
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+CACHE = pathlib.Path(tempfile.gettempdir()) / f'bigdl-test-xla-{os.getuid()}'
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '0')
