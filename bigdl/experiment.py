@@ -73,6 +73,7 @@ class Experiment:
 
   def check(self) -> None:
     """Raises ValueError where data and model disagree; opens the data."""
+    self.optimizer.check(self.steps)
     self.objective.check(self.model, self.data.spec(), self.data.facts())
     held_out = self.evaluation.data
     if held_out is not None:

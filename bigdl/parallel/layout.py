@@ -18,13 +18,23 @@ class Layout:
   data: rows of the batch; parameters are copied.
   fsdp: rows of the batch and parameters (ZeRO-3, Rajbhandari et al., 2020,
     arXiv:1910.02054).
+  rules: which axes split the last dimensions of which parameters, where
+    `parallel.rules` should not go by size: `(('embedding$', ('fsdp', None)),)`.
   """
 
   data: int = -1
   fsdp: int = 1
+  rules: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
 
   def __post_init__(self):
-    sizes = dataclasses.asdict(self)
+    for pattern, axes in self.rules:
+      for axis in axes:
+        if axis is not None and axis not in AXES:
+          raise ValueError(
+            f'layout.rules: {axis!r} for {pattern!r} must be one of'
+            f' {", ".join(AXES)}, or None'
+          )
+    sizes = self._asked()
     for name, size in sizes.items():
       if size == 0 or size < -1:
         raise ValueError(f'layout.{name}={size} must be positive, or -1')
@@ -36,7 +46,7 @@ class Layout:
 
     A layout without -1 may use fewer devices than there are.
     """
-    sizes = dataclasses.asdict(self)
+    sizes = self._asked()
     known = math.prod(s for s in sizes.values() if s > 0)
     if known > devices:
       raise ValueError(
@@ -45,6 +55,9 @@ class Layout:
     if -1 in sizes.values() and devices % known:
       raise ValueError(f'layout={sizes} does not divide {devices} devices')
     return {k: devices // known if s == -1 else s for k, s in sizes.items()}
+
+  def _asked(self) -> dict[str, int]:
+    return {axis: getattr(self, axis) for axis in AXES}
 
   def mesh(self, devices: list[jax.Device] | None = None) -> Mesh:
     """Returns the mesh over `devices` (default: all), axes as in `AXES`."""

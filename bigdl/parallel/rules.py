@@ -15,7 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from bigdl import tree
 
-Rules = Sequence[tuple[str, PartitionSpec]]
+# Pairs of a regular expression over paths and the axes of the last dimensions.
+Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 
 # Splitting a smaller array costs more in messages than it saves in memory.
 SMALLEST = 1024
@@ -37,30 +38,28 @@ def state_shardings(mesh: Mesh, shapes: Any, *, rules: Rules = ()) -> Any:
   Args:
     mesh: Devices by axis.
     shapes: A pytree of arrays or `ShapeDtypeStruct`s.
-    rules: Pairs of a regular expression over paths and the spec of the last
-      dimensions, `('mlp/up/kernel$', PartitionSpec('fsdp', None))`. The first
-      one found goes before the shape.
+    rules: Go before the sizes; the first whose pattern is found in a path, and
+      that names no more dimensions than there are, holds.
   """
 
   def shard(path, leaf):
-    for pattern, spec in rules:
-      if re.search(pattern, path) and len(spec) <= len(leaf.shape):
-        return NamedSharding(mesh, _right_aligned(path, leaf.shape, spec, mesh))
+    for pattern, axes in rules:
+      if len(axes) <= len(leaf.shape) and re.search(pattern, path):
+        return NamedSharding(mesh, _right_aligned(path, leaf.shape, axes, mesh))
     return NamedSharding(mesh, _by_size(leaf.shape, mesh.shape['fsdp']))
 
   return tree.map_with_path(shard, shapes)
 
 
-def _right_aligned(path, shape, spec, mesh) -> PartitionSpec:
-  whole = PartitionSpec(*(None,) * (len(shape) - len(spec)), *spec)
-  for size, axes in zip(shape, whole, strict=True):
-    names = axes if isinstance(axes, tuple) else (axes,)
-    parts = math.prod(mesh.shape[a] for a in names if a is not None)
-    if size % parts:
+def _right_aligned(path, shape, axes, mesh) -> PartitionSpec:
+  whole = (None,) * (len(shape) - len(axes)) + tuple(axes)
+  for size, axis in zip(shape, whole, strict=True):
+    if axis is not None and size % mesh.shape[axis]:
       raise ValueError(
-        f'{path}: {axes}={parts} of the mesh must divide {size} in {shape}'
+        f'layout.{axis}={mesh.shape[axis]} must divide {size} of {path}'
+        f' {list(shape)}, as layout.rules ask'
       )
-  return whole
+  return PartitionSpec(*whole)
 
 
 def _by_size(shape, parts: int) -> PartitionSpec:

@@ -214,7 +214,7 @@ def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
   return best
 
 
-def even_ticks(low: float, high: float, most: int = 6) -> list[float]:
+def even_ticks(low: float, high: float, most: int = 7) -> list[float]:
   """Returns round, evenly spaced values in [low, high]."""
   span = high - low
   if span <= 0:
@@ -341,7 +341,7 @@ def end_labels(
   points = [to_px.transform((x, y)) for x, y, _, _ in entries]
   box = axes.get_window_extent()
   gap = TICK * 1.22 * lines * axes.figure.dpi / 72
-  heights = spread([p[1] for p in points], gap, box.y0 + gap / 2, box.y1)
+  heights = spread([p[1] for p in points], gap, box.y0 + gap / 2, box.y1 - gap / 3)
   for (x, _, text, color), point, height in zip(
     entries, points, heights, strict=True
   ):

@@ -178,7 +178,7 @@ def isoflop(view: View) -> str:
     )
   if view.held:
     text += (
-      ' Dashed: what the law predicted for the held-out runs (hollow) before it'
+      ' Ink: the optimum that the law sees. Dashed: what the law predicted for the held-out runs (hollow) before it'
       ' saw them.'
     )
   return text
@@ -217,7 +217,7 @@ def _growth(view: View, key: str, letter: str, noun: str) -> str:
   others = [n for n in APPROACHES if view.stands(n) and n != view.primary]
   if others:
     named = [f'{TITLES[n]} {exponent(view, key, n)}' for n in others]
-    text += f' {sentences(named)}.'
+    text += f' By the other approaches: {sentences(named)}.'
   return text
 
 
@@ -312,7 +312,7 @@ def overview_isoflop(view: View) -> str:
 
 def overview_law(view: View) -> str:
   part = view.main['exponents']
-  return f'N ∝ C^{part["a"]:.2f}, D ∝ C^{part["b"]:.2f}'
+  return f'N ∝ C{raised(part["a"])}, D ∝ C{raised(part["b"])}'
 
 
 def overview_holdout(view: View) -> str:

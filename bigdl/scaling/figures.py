@@ -120,34 +120,40 @@ def _spaced(low: float, high: float, count: int = 49) -> np.ndarray:
   return np.geomspace(low, high, count)
 
 
-def _key(axes, view: View, palette: Palette) -> None:
-  """Names the least and the largest budget beside a row of their dots."""
-  if not view.budgets:
-    return
-  step = min(9.0, 90 / max(len(view.budgets), 1))
-  edge = -len(power(view.budgets[-1])) * 6.3 - 4
-
-  def write(x, text, color, ha='center', size=canvas_lib.TICK):
+def _head(axes, entries) -> None:
+  """Writes `(text, color, width in points)` right-aligned above the axes."""
+  x = 0.0
+  for text, color, width in reversed(entries):
     axes.annotate(
       text,
       (1, 1),
       xycoords='axes fraction',
-      xytext=(x, 11),
+      xytext=(x - width / 2, 11),
       textcoords='offset points',
-      ha=ha,
+      ha='center',
       va='bottom',
-      fontsize=size,
+      fontsize=canvas_lib.TICK,
       color=color,
     )
+    x -= width
 
-  write(0, power(view.budgets[-1]), palette.of(view.budgets[-1]), 'right')
-  for i, budget in enumerate(reversed(view.budgets)):
-    mark = '○' if budget in view.held else '●'
-    write(edge - 3 - i * step, mark, palette.of(budget))
-  if len(view.budgets) > 1:
-    start = edge - 9 - (len(view.budgets) - 1) * step
-    first = power(view.budgets[0])
-    write(start, f'C {first}', palette.of(view.budgets[0]), 'right')
+
+def _key(axes, view: View, palette: Palette) -> None:
+  """Names the least and the largest budget beside a row of their dots."""
+  if not view.budgets:
+    return
+  entries = [('C', MUTED, 13.0)]
+  ends = {view.budgets[0], view.budgets[-1]}
+  step = min(9.5, 90 / len(view.budgets))
+  for budget in view.budgets:
+    color = palette.of(budget)
+    mark = ('○' if budget in view.held else '●', color, step)
+    word = (power(budget), color, 6.1 * len(power(budget)) + 4)
+    first = budget == view.budgets[0]
+    entries += [word, mark] if first else [mark]
+    if budget in ends and not first:
+      entries.append(word)
+  _head(axes, entries)
 
 
 def _legible(budgets: list[float]) -> list[float]:
@@ -206,7 +212,7 @@ def isoflop(view: View, canvas: Canvas, axes: Any) -> None:
   canvas_lib.end_labels(
     axes,
     [
-      (x, y, power(b) + (' held out' if b in view.held else ''), color)
+      (x, y, power(b) + ('\nheld out' if b in view.held else ''), color)
       for b, x, y, color in ends
       if b in named
     ],
@@ -284,7 +290,7 @@ def _against_compute(view, canvas, axes, what):
       zorder=3 if main else 2,
     )
     slope = view.part(name)['exponents']['a' if what == 'n' else 'b']
-    text = f'{TITLES[name]}\nC{superscript_number(slope)}'
+    text = f'{TITLES[name]}\nC{raised(slope)}'
     ends.append((c[-1], middle[-1], text, INK if main else MUTED))
     seen += [*middle, *((low, high) if main else ())]
   _optima(view, canvas, axes, what)
@@ -301,6 +307,15 @@ def _against_compute(view, canvas, axes, what):
       zorder=5,
     )
     canvas.tip(mark, captions.allocation_tip(view, row))
+    axes.annotate(
+      si(row[what], 2),
+      (row['c'], row[what]),
+      xytext=(6, -7),
+      textcoords='offset points',
+      va='top',
+      fontsize=canvas_lib.TICK - 0.5,
+      color=INK,
+    )
   values = np.concatenate([np.ravel(s) for s in seen])
   values = values[np.isfinite(values) & (values > 0)]
   canvas_lib.scale_axis(
@@ -311,11 +326,6 @@ def _against_compute(view, canvas, axes, what):
   )
   canvas_lib.end_labels(axes, ends, lines=2)
   _edge_of_data(view, axes)
-
-
-def superscript_number(value: float) -> str:
-  """Formats an exponent as a superscript: C⁰·⁴⁹."""
-  return superscript(f'{value:.2f}').replace('.', '·')
 
 
 def _edge_of_data(view, axes):
@@ -379,7 +389,7 @@ def both(view: View, canvas: Canvas, axes: Any) -> None:
     values += [low.min(), high.max(), middle.min(), middle.max()]
     slope = view.main['exponents']['a' if what == 'n' else 'b']
     letter, noun = word.split(', ')
-    text = f'{letter} = C{superscript_number(slope)}\n{noun}'
+    text = f'{letter} = C{raised(slope)}\n{noun}'
     ends.append((c[-1], middle[-1], text.replace('=', '∝'), INK))
     _optima(view, canvas, axes, what)
   canvas_lib.scale_axis(
@@ -608,22 +618,10 @@ def _holdout_key(axes, color, optimum):
   entries = [('━', INK, 'predicted'), ('○', color, 'found')]
   if optimum:
     entries.append(('◇', INK, 'its minimum'))
-  x = 0.0
-  for mark, shade, word in reversed(entries):
-    for text, ink, width in ((word, INK, 6.0 * len(word)), (mark, shade, 13.0)):
-      axes.annotate(
-        text,
-        (1, 1),
-        xycoords='axes fraction',
-        xytext=(x, 11),
-        textcoords='offset points',
-        ha='right',
-        va='bottom',
-        fontsize=canvas_lib.TICK,
-        color=ink,
-      )
-      x -= width
-    x -= 5
+  flat = []
+  for mark, shade, word in entries:
+    flat += [(mark, shade, 14.0), (word, INK, 6.0 * len(word) + 4)]
+  _head(axes, flat)
 
 
 def residuals(view: View, canvas: Canvas, axes: Any) -> None:

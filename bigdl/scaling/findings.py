@@ -52,6 +52,11 @@ def superscript(exponent: int | str) -> str:
   return str(exponent).translate(_SUPERSCRIPTS)
 
 
+def raised(value: float) -> str:
+  """Formats an exponent with two decimals in raised digits."""
+  return superscript(f'{value:.2f}').replace('.', '·')
+
+
 def power(value: float, digits: int = 2) -> str:
   """Formats as `3.2×10¹²`; a bare power of ten loses its mantissa."""
   if not finite(value):
@@ -305,3 +310,13 @@ def band(law: base.Law, c: np.ndarray, what: str) -> tuple[Any, Any, Any]:
     return middle, middle, middle
   low, high = law.interval(value)
   return value(law), low, high
+
+
+def run_band(law: base.Law, n: np.ndarray, d: np.ndarray) -> tuple[Any, Any]:
+  """Returns the interval that new runs fall into, smooth over sizes.
+
+  As `Law.outcomes`, but one draw of the noise moves a whole curve.
+  """
+  noise = np.random.default_rng(7).standard_normal((len(law.draws['sigma']), 1))
+  factor = np.exp(law.draws['sigma'][:, None] * noise)
+  return law.interval(lambda again: again.loss(n, d) * factor)

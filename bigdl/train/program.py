@@ -103,7 +103,9 @@ class Program:
         s.shape, s.dtype, sharding=sharding
       ),
       shapes,
-      rules.state_shardings(self.mesh, shapes),
+      rules.state_shardings(
+        self.mesh, shapes, rules=self.experiment.layout.rules
+      ),
     )
 
   def init(self, shapes: State) -> State:
