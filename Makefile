@@ -3,7 +3,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: test check
+.PHONY: sweep test check
+
+$(BIN)/.run: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -U pip
+	$(BIN)/python -m pip install -q -e .
+	touch $@
+
+sweep: $(BIN)/.run
+	$(BIN)/bigdl sweep --config=experiments/quickstart.py \
+	  --workdir=runs/quickstart
 
 $(BIN)/.test: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -21,4 +31,3 @@ test: $(BIN)/.test check
 check: $(BIN)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check -q .
-	$(BIN)/mypy

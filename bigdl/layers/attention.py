@@ -143,7 +143,10 @@ def _tiled(q_BTHK, k_BTGK, v_BTGK, segments_BT):
   rows = int(__import__('os').environ.get('ROWS', 0))
   if rows:
     assert segments_BT is None
-    sp = lambda x: x.reshape(B // rows, rows, *x.shape[1:])
+
+    def sp(x):
+      return x.reshape(B // rows, rows, *x.shape[1:])
+
     o = jax.lax.map(
       lambda a: _flash(*a, None), (sp(q_BGRTK), sp(k_BGSK), sp(v_BGSK))
     )

@@ -169,7 +169,7 @@ class GPT(nn.Module):
     if self.block != 'post':
       self.final_norm = norm()
     if not self.tied:
-      self.head = Head(self.vocab, kernel_init=init, **types)
+      self.head = Head(self.vocab, table_init=init, **types)
 
   @property
   def _damp(self) -> float:

@@ -9,9 +9,9 @@ import pathlib
 import subprocess
 import sys
 
-from conftest import snapshot
 import orbax.checkpoint as ocp
 import pytest
+from snapshots import snapshot
 
 import bigdl
 from bigdl import __main__ as program

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pathlib
 import shutil
+import sys
 
 import jax
 import pytest
 
 from bigdl import __main__ as program
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 # A run of six updates on one device; every part can be overridden by a flag.
 FILE = '''
@@ -85,15 +88,6 @@ def get_config(arg: str = ''):
     logs=Logs(every=1, tensorboard=False),
   )
 '''
-
-
-def snapshot(folder: pathlib.Path) -> dict[str, bytes]:
-  """Returns the content of every file below a folder."""
-  return {
-    str(p.relative_to(folder)): p.read_bytes()
-    for p in sorted(folder.rglob('*'))
-    if p.is_file()
-  }
 
 
 @pytest.fixture(scope='session')

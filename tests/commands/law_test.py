@@ -6,7 +6,6 @@ import json
 import pathlib
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -17,8 +16,6 @@ SHARED = pathlib.Path(__file__).parents[3] / 'shared' / 'laws'
 SURFACE = synthetic.Surface()
 BUDGETS = (1e18, 4e18, 1.6e19, 6.4e19, 2.56e20)
 FLAGS = ['--n=N', '--d=D', '--loss=L', '--bootstrap=100']
-# Twice what is promised for an idle machine, where tests run side by side.
-SECONDS = 3.0
 
 
 @pytest.fixture
@@ -190,13 +187,11 @@ def test_bad_input_is_one_line_and_exit_code_2(csv, capsys, args, said):
   assert error.count('\n') == 1
 
 
-def test_fitting_needs_no_jax_and_starts_quickly(csv):
+def test_fitting_needs_no_jax(csv):
   program = (
     'import sys; from bigdl.commands import law;'
     'code = law.main(sys.argv[1:]); assert "jax" not in sys.modules; exit(code)'
   )
   call = [sys.executable, '-c', program, str(csv), *FLAGS, '--c=C']
-  begin = time.perf_counter()
   done = subprocess.run(call, capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr
-  assert time.perf_counter() - begin < SECONDS

@@ -85,7 +85,7 @@ VARIANTS = {
 def test_traced_count_equals_the_analytic_one_exactly(name, chunk):
   model = SMALL.clone(**VARIANTS[name])
   row = spec(model.length)
-  objective = CausalLM(chunk)
+  objective = CausalLM(chunk=chunk)
   want = analytic(model)
   sizes = count.params(model, objective, row)
   flops = count.flops_per_unit(model, objective, row, xla=False)
