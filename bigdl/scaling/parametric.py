@@ -232,6 +232,13 @@ def _judged(law: ParametricLaw, problem: huber.Problem) -> ParametricLaw:
         f'{name} is not identified: its {law.level:.0%} interval is'
         f' {low:.2g} to {high:.2g}; add runs over a wider range of {axis}'
       )
+  if {'alpha', 'beta'} <= set(unidentified):
+    return dataclasses.replace(
+      law,
+      refused='neither alpha nor beta is identified: noise of'
+      f' {law.noise.sigma:.2g} a run in log loss hides the surface; add runs'
+      ' over wider ranges of size and data, or train them with less noise',
+    )
   if law.facts['certificate']['condition'] > 1e10:
     unidentified = list(NAMES)
     warnings.append('the runs do not tell the five parameters apart')

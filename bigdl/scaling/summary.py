@@ -116,22 +116,22 @@ def _minima(law) -> str:
 
 
 def _allocation(law) -> str:
-  rows = [
-    ['beyond the sweep', 'C', 'N', _level(law), 'D', _level(law), 'loss', '']
-  ]
+  level = _level(law)
+  rows = [['beyond the runs', 'N', level, 'D', level, 'loss', level]]
   for name, part in _standing(law).items():
-    mark = '*' if name == law['primary'] else ' '
-    for i, row in enumerate(part['allocation']):
+    if part['allocation']:
+      mark = '*' if name == law['primary'] else ' '
+      rows.append([f'{mark} {_TITLES[name]}', *[''] * 6])
+    for row in part['allocation']:
       rows.append(
         [
-          f'{mark} {_TITLES[name]}' if not i else '',
-          base.short(row['c']),
+          f'    C {base.short(row["c"])}',
           number(row['n']),
           ends((row['n_low'], row['n_high'])),
           number(row['d']),
           ends((row['d_low'], row['d_high'])),
-          f'{row["loss"]:.3f}',
-          ends((row['loss_low'], row['loss_high']), '.3f'),
+          f'{row["loss"]:.4g}',
+          ends((row['loss_low'], row['loss_high']), '.4g'),
         ]
       )
   return table(rows) if len(rows) > 1 else ''

@@ -9,8 +9,6 @@ import sys
 import bigdl
 
 ROOT = pathlib.Path(bigdl.__file__).parents[1]
-# Twenty steps of 100 MB take half a million page faults where nothing is kept.
-FAULTS = 20_000
 STEPS = """
 import resource
 from bigdl.train import device
@@ -22,7 +20,7 @@ def step(x):
   y = jnp.exp(-jnp.outer(x, x))
   return (y @ x) / jnp.max(y, axis=0)
 
-x = jnp.ones(5000)
+x = jnp.ones(3500)
 for _ in range(10):
   x = step(x).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -47,5 +45,7 @@ def faults(keep: bool) -> tuple[int, int]:
 def test_steps_do_not_map_their_memory_anew():
   kept, few = faults(keep=True)
   _, many = faults(keep=False)
-  # Another C library may keep memory by itself, or not at all.
-  assert not kept or few < FAULTS < many
+  # Twenty steps of 49 MB take 240,000 page faults where nothing is kept, and
+  # few where all is; how few depends on the machine. Another C library may
+  # keep memory by itself, or not at all.
+  assert not kept or 3 * few < many
