@@ -1,7 +1,8 @@
 """Experiment files: load one, override its fields, record it as JSON.
 
 An experiment file is a program. It defines `get_config(arg)`, which returns an
-Experiment, and `get_sweep(arg)` where it sweeps; `FILE:ARG` names a variant.
+Experiment, and `get_sweep(base, arg)` where it sweeps, which plans cells from
+that experiment (overrides applied); `FILE:ARG` names a variant.
 """
 
 from __future__ import annotations
@@ -33,20 +34,25 @@ def load_module(spec: str) -> tuple[types.ModuleType, str]:
   return _import_file(pathlib.Path(path), f'config={path}'), arg
 
 
-def call(module: types.ModuleType, name: str, arg: str = '') -> Any:
+def call(
+  module: types.ModuleType, name: str, arg: str = '', *, given: Sequence = ()
+) -> Any:
   """Returns what the experiment file's function `name` returns for `arg`.
 
-  Raises ValueError, in one line that names the file, for whatever goes wrong.
+  What is `given` comes before ARG among its arguments. Raises ValueError, in one line that names the file, for whatever goes wrong.
   """
   path = _shorten(str(module.__file__))
   function = getattr(module, name, None)
   if not callable(function):
     raise ValueError(f'config={path} defines no {name}(arg)')
-  if arg and not inspect.signature(function).parameters:
+  takes = len(inspect.signature(function).parameters)
+  if takes < len(given):
+    raise ValueError(f'config={path}: {name}() takes no experiment to start at')
+  if arg and takes == len(given):
     raise ValueError(f'config={path}:{arg}: {name}() takes no argument')
   with_arg = f'{path}:{arg}' if arg else path
   try:
-    return function(arg) if arg else function()
+    return function(*given, *([arg] if arg else []))
   except ValueError as e:
     raise ValueError(f'config={with_arg}: {e}') from e
   except Exception as e:

@@ -13,39 +13,51 @@ from bigdl.optim.adamw import AdamW
 from bigdl.scaling import grid
 
 LENGTH = 128
-BUDGETS = (6e10, 1.2e11, 2.4e11, 4.8e11, 9.6e11)
-SHAPES = ((16, 2), (24, 2), (32, 3), (48, 3), (64, 4), (96, 4))
+BUDGETS = (7.5e10, 1.5e11, 3e11, 6e11, 1.2e12)  # The last one is held out.
+SHAPES = (  # Width and depth: 7 to 220 thousand parameters.
+  *((12, 2), (16, 2), (20, 2), (24, 2), (32, 2), (32, 3)),
+  *((40, 3), (48, 3), (64, 3), (64, 4)),
+)
 
 
-def model(width: int, depth: int) -> GPT:
-  return GPT(
-    depth=depth, width=width, heads=width // 16 or 1, vocab=256, length=LENGTH
-  )
-
-
-def get_config(arg: str = '') -> Experiment:
-  del arg
+def get_config() -> Experiment:
   return Experiment(
-    model=model(32, 3),
+    model=GPT(
+      depth=3,
+      width=32,
+      heads=2,
+      vocab=256,
+      length=LENGTH,
+      norm='rmsnorm',
+      position='rotary',
+      weight_init='fan_in',
+      init_std=0.2,
+    ),
     objective=CausalLM(),
     data=StandardLibrary(length=LENGTH),
-    optimizer=AdamW(lr=3e-3),
+    optimizer=AdamW(lr=6e-3),
     steps=1000,
-    batch=16,
+    batch=4,
     evaluation=Evaluation(
-      data=StandardLibrary(split='validation', length=LENGTH), rows=1024
+      data=StandardLibrary(split='validation', length=LENGTH),
+      rows=1024,
+      batch=64,
     ),
-    checkpoints=Checkpoints(every=500, keep=1),
+    checkpoints=Checkpoints(every=250, keep=1),
     logs=Logs(every=20, tensorboard=False),
   )
 
 
-def get_sweep(arg: str = '') -> grid.Plan:
+def get_sweep(base: Experiment) -> grid.Plan:
+  models = [
+    base.model.clone(width=width, depth=depth, heads=max(1, width // 16))
+    for width, depth in SHAPES
+  ]
   return grid.isoflop(
-    get_config(arg),
+    base,
     budgets=BUDGETS,
-    models=[model(*shape) for shape in SHAPES],
-    batch=16,
-    lr=lambda n, d, batch: 0.012 * (n / 1e4) ** -0.3,
-    min_steps=50,
+    models=models,
+    batch=base.batch,
+    lr=lambda n, d, batch: 0.01 * (n / 1e4) ** -0.3,
+    units_per_parameter=(2.5, 350),
   )

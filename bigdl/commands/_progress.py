@@ -55,7 +55,7 @@ class _Lines:
     self._next = time.monotonic() + SECONDS_BETWEEN_LINES
     print(
       f'step {news["step"]}/{news["steps"]}  {describe(news, self._unit)}'
-      f'  ETA {_clock(news.get("eta_seconds"))}',
+      f'  ETA {clock(news.get("eta_seconds"))}',
       file=sys.stderr,
       flush=True,
     )
@@ -83,7 +83,7 @@ def _bar(unit: str) -> Iterator[tuple[Update, Say]]:
         completed=news['step'],
         total=news['steps'],
         description=describe(news, unit),
-        eta=_clock(news.get('eta_seconds')),
+        eta=clock(news.get('eta_seconds')),
       )
 
     def say(line: str) -> None:
@@ -92,7 +92,7 @@ def _bar(unit: str) -> Iterator[tuple[Update, Say]]:
     yield update, say
 
 
-def _clock(seconds: float | None) -> str:
+def clock(seconds: float | None) -> str:
   if seconds is None:
     return '–'
   minutes, rest = divmod(round(seconds), 60)

@@ -41,22 +41,26 @@ def facts(
   the layout takes, and the compute budget where the run has one.
   """
   e, spec = experiment, experiment.data.spec()
-  mesh = e.layout.mesh()
+  return {
+    'params': count.params(e.model, e.objective, spec),
+    'flops_per_unit': count.flops_per_unit(e.model, e.objective, spec),
+    'budget': budget,
+    **peak_facts(e),
+  }
+
+
+def peak_facts(experiment: Experiment) -> dict[str, Any]:
+  """Returns peak FLOP/s of the devices that the layout takes, and a note."""
+  mesh = experiment.layout.mesh()
   device = mesh.devices.flat[0]
-  dtype = getattr(e.model, 'dtype', 'float32')
+  dtype = getattr(experiment.model, 'dtype', 'float32')
   most = peak.peak_flops(
     device.device_kind,
     device.platform,
     dtype if isinstance(dtype, str) else 'float32',
     mesh.size,
   )
-  return {
-    'params': count.params(e.model, e.objective, spec),
-    'flops_per_unit': count.flops_per_unit(e.model, e.objective, spec),
-    'budget': budget,
-    'peak_flops': most.flops,
-    'peak_note': most.note,
-  }
+  return {'peak_flops': most.flops, 'peak_note': most.note}
 
 
 def silence_writers() -> None:

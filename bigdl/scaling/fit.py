@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from bigdl.scaling import base, envelope, isoflop, parametric
+from bigdl.scaling import base, envelope, isoflop, parabola, parametric
 from bigdl.scaling import bootstrap as resampling
 from bigdl.scaling import holdout as holdout_lib
 from bigdl.scaling import records as records_lib
@@ -94,7 +94,8 @@ def fit(
       'allocation': _allocation(law, kept, factors, allocate),
       'predictions': _predictions(law, predict, seed),
     }
-  primary, reason, lack = _primary(laws)
+  rehearsal = _rehearse(laws, seen, delta)
+  primary, reason, lack = _primary(laws, rehearsal)
   body = {
     **_head(records, kept, aside, held, refit),
     'schema': SCHEMA,
@@ -103,6 +104,7 @@ def fit(
     'approaches': bodies,
     'primary': primary,
     'primary_reason': reason,
+    'rehearsal': rehearsal,
     'by_convention': {},
     'warnings': warnings + _odd(records, kept, aside) + lack,
   }
@@ -257,10 +259,48 @@ def _allocation(law, kept, factors, allocate) -> list[dict[str, Any]]:
   return [allocation(law, largest * f) for f in sorted(factors)]
 
 
-def _primary(laws) -> tuple[str | None, str, list[str]]:
+def _rehearse(laws, seen, delta) -> dict[str, Any]:
+  """Lets approaches 2 and 3 predict the largest budget of the fit.
+
+  Each is fitted to the budgets below it; the error is that of the predicted
+  lowest loss over the one that its parabola shows, less 1. Empty where one of
+  them does not stand or too few budgets would be left.
+  """
+  both = [laws[k] for k in ('isoflop', 'parametric') if k in laws]
+  if len(both) < 2 or any(law.refused for law in both):
+    return {}
+  budgets = records_lib.budgets(seen)
+  if len(budgets) < 4:
+    return {}
+  top = parabola.fit_all(seen[seen['budget'] == budgets[-1]])
+  if not top or top[0].refused:
+    return {}
+  below = seen[seen['budget'] < budgets[-1]].reset_index(drop=True)
+  # No interval is asked for, so few resamples do.
+  options = {'level': 0.9, 'bootstrap': 40, 'seed': 0}
+  estimators = _estimators(options, delta=delta)
+  errors = {}
+  for name in ('isoflop', 'parametric'):
+    law = estimators[name].fit(below)
+    if law.refused:
+      return {}
+    errors[name] = float(law.best(top[0].c)) / top[0].minimum - 1
+  return {'budget': budgets[-1], 'errors': errors}
+
+
+def _primary(laws, rehearsal) -> tuple[str | None, str, list[str]]:
   """Chooses the approach behind the headline: name, reason, warnings."""
   stands = {k: v for k, v in laws.items() if not v.refused}
   full, rows = stands.get('parametric'), stands.get('isoflop')
+  errors = {k: abs(v) for k, v in rehearsal.get('errors', {}).items()}
+  if errors and errors['parametric'] > max(2 * errors['isoflop'], 0.01):
+    return (
+      'isoflop',
+      f'from the smaller budgets it predicts {base.short(rehearsal["budget"])} to'
+      f' {errors["isoflop"]:.1%}, the parametric approach to'
+      f' {errors["parametric"]:.1%}',
+      [],
+    )
   if full is not None and rows is not None and rows.noise.freedom:
     ratio = (full.noise.sigma / max(rows.noise.sigma, 1e-9)) ** 2
     chance = special.fdtrc(full.noise.freedom, rows.noise.freedom, ratio)

@@ -151,6 +151,7 @@ def isoflop(
   lr: float | RateRule | None = compute_rate,
   min_steps: int = 100,
   max_epochs: float = 4.0,
+  units_per_parameter: tuple[float, float] = (0.0, math.inf),
   multiple: int = 1,
   xla: bool | None = None,
 ) -> Plan:
@@ -170,11 +171,19 @@ def isoflop(
     min_steps: Cells of fewer updates are dropped: a schedule needs some.
     max_epochs: Cells that see their data more often are dropped. Up to four
       epochs cost next to nothing (Muennighoff et al., 2023, arXiv:2305.16264).
+    units_per_parameter: Least and greatest D / N of a cell, which centre the
+      sizes on where the optimum may be; others are not planned.
     multiple: Rows are a multiple of this: devices x `base.accumulate`.
     xla: Whether cells carry the `xla` count, which takes a second or two a
       model; None: where there are at most `XLA_MODELS` of them.
   """
   _check(budgets, convention, params)
+  least, greatest = units_per_parameter
+  if not 0 <= least < greatest:
+    raise ValueError(
+      f'units_per_parameter={units_per_parameter} must be two numbers, the'
+      ' least D / N and a greater one'
+    )
   spec = base.data.spec()
   epoch = len(base.data)
   grid = []
@@ -200,6 +209,8 @@ def isoflop(
       xla=xla or convention == 'xla',
     )
     reason = _refusal(cell, min_steps, max_epochs)
+    if not least <= cell.d / cell.n <= greatest:
+      continue
     if reason:
       dropped.append(f'{cell.name}: {reason}')
     else:
@@ -393,7 +404,7 @@ def table(
         f'{c.mismatch:+.2%}',
         *(_flops(flops[k]) for k in count.CONVENTIONS),
         _bytes(c.memory),
-        _clock(c.seconds(peak, mfu)) if peak else '?',
+        clock(c.seconds(peak, mfu)) if peak else '?',
       ]
     )
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -420,7 +431,7 @@ def _bytes(value: float) -> str:
   return f'{value:.3g} TiB'
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
   if seconds < 90:
     return f'{seconds:.0f} s'
   if seconds < 5400:

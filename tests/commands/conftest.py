@@ -33,6 +33,7 @@ from bigdl.models.gpt import GPT
 from bigdl.objectives.causal_lm import CausalLM
 from bigdl.optim.adamw import AdamW
 from bigdl.parallel.layout import Layout
+from bigdl.scaling import grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +87,18 @@ def get_config(arg: str = ''):
     layout=Layout(data=1),
     checkpoints=Checkpoints(every=2, keep=3),
     logs=Logs(every=1, tensorboard=False),
+  )
+
+
+def get_sweep(base):
+  return grid.isoflop(
+    base,
+    budgets=(4e7, 8e7, 1.6e8, 3.2e8),
+    models=[base.model.clone(width=width) for width in (8, 12, 16, 24)],
+    batch=base.batch,
+    min_steps=4,
+    max_epochs=100,
+    xla=False,
   )
 '''
 
