@@ -61,6 +61,7 @@ class Store:
     self.folder = pathlib.Path(workdir).absolute() / FOLDER
     self._say = say
     self._read_only = read_only
+    logging.getLogger('absl').addFilter(_not_orbax)
     self._options = ocp.CheckpointManagerOptions(
       max_to_keep=keeping.keep,
       keep_period=keeping.keep_every or None,
@@ -74,7 +75,6 @@ class Store:
       ),
     )
     self._saving = 0
-    logging.getLogger('absl').addFilter(_not_orbax)
     self._manager = self._open()
 
   def _open(self) -> ocp.CheckpointManager:

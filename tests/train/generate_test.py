@@ -1,0 +1,127 @@
+"""Generated tokens: those of the full forward pass, drawn as asked for."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bigdl.models.gpt import GPT
+from bigdl.train.generate import Sampling, generate
+
+MODEL = GPT(
+  depth=2, width=16, heads=4, kv_heads=2, vocab=29, length=12, init_std=0.5
+)
+PROMPTS = np.array([[3, 1, 4], [27, 18, 28]], np.int32)
+GREEDY = Sampling(temperature=0.0)
+
+
+def init(model):
+  params = jax.jit(model.init)(jax.random.key(1), jnp.zeros((1, 4), jnp.int32))
+  return params['params']
+
+
+@pytest.fixture(scope='module')
+def params():
+  return init(MODEL)
+
+
+def written(model, params, prompts=PROMPTS, **options) -> np.ndarray:
+  return np.concatenate(list(generate(model, params, prompts, **options)), 1)
+
+
+def forward(model, params, tokens_BT, pad: int = 16) -> np.ndarray:
+  """Returns the likeliest token after each row, by one full pass."""
+  used = tokens_BT.shape[1]
+  padded = np.pad(tokens_BT, ((0, 0), (0, model.length - used)))
+  logits = jax.jit(model.apply)({'params': params}, padded)
+  return np.asarray(logits[:, used - 1].argmax(-1))
+
+
+@pytest.mark.parametrize('position', ['learned', 'rotary'])
+def test_greedy_tokens_are_those_of_the_full_forward_pass(position):
+  model = MODEL.clone(position=position)
+  params = init(model)
+  text = PROMPTS
+  for _ in range(model.length - PROMPTS.shape[1]):
+    text = np.concatenate([text, forward(model, params, text)[:, None]], 1)
+  new = written(model, params, tokens=9, sampling=GREEDY, chunk=4)
+  np.testing.assert_array_equal(new, text[:, PROMPTS.shape[1] :])
+
+
+def test_a_full_context_goes_on_from_its_later_half(params):
+  new = written(MODEL, params, tokens=11, sampling=GREEDY, chunk=4)
+  text = np.concatenate([PROMPTS, new], 1)
+  assert text.shape == (2, 14)
+  for end in (12, 13):
+    window = text[:, 12 - MODEL.length // 2 : end]
+    np.testing.assert_array_equal(text[:, end], forward(MODEL, params, window))
+
+
+def test_a_prompt_longer_than_the_context_is_cut_to_its_later_half(params):
+  long = np.arange(40, dtype=np.int32)[None] % MODEL.vocab
+  new = written(MODEL, params, long, tokens=3, sampling=GREEDY)
+  short = long[:, -MODEL.length // 2 :]
+  expected = written(MODEL, params, short, tokens=3, sampling=GREEDY)
+  np.testing.assert_array_equal(new, expected)
+
+
+def test_draws_depend_on_the_seed_and_not_on_the_chunk(params):
+  def draw(seed, chunk):
+    return written(MODEL, params, tokens=9, seed=seed, chunk=chunk)
+
+  np.testing.assert_array_equal(draw(0, 4), draw(0, 3))
+  assert (draw(0, 4) != draw(1, 4)).any()
+
+
+LOGITS = jnp.log(jnp.array([0.5, 0.25, 0.15, 0.1]))
+
+
+def shares(sampling: Sampling, rows: int = 20_000) -> np.ndarray:
+  logits = jnp.broadcast_to(LOGITS, (rows, 4))
+  drawn = jax.jit(sampling.draw)(logits, jax.random.key(3))
+  return np.bincount(np.asarray(drawn), minlength=4) / rows
+
+
+# Four standard errors of a share of 20,000 draws.
+NOISE = 4 * (0.25 / 20_000) ** 0.5
+
+
+@pytest.mark.parametrize(
+  ('sampling', 'expected'),
+  [
+    (Sampling(), [0.5, 0.25, 0.15, 0.1]),
+    (Sampling(temperature=0.0), [1, 0, 0, 0]),
+    (Sampling(temperature=0.5), [0.7246, 0.1812, 0.0652, 0.029]),
+    (Sampling(top_k=1), [1, 0, 0, 0]),
+    (Sampling(top_k=2), [2 / 3, 1 / 3, 0, 0]),
+    (Sampling(top_k=9), [0.5, 0.25, 0.15, 0.1]),
+    (Sampling(top_p=0.4), [1, 0, 0, 0]),
+    (Sampling(top_p=0.8), [5 / 9, 2.5 / 9, 1.5 / 9, 0]),
+  ],
+)
+def test_tokens_are_drawn_with_the_probabilities_asked_for(sampling, expected):
+  found = shares(sampling)
+  np.testing.assert_allclose(found, expected, atol=NOISE)
+  assert ((found == 0) == (np.array(expected) == 0)).all()
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    ({'temperature': -1.0}, 'temperature=-1.0'),
+    ({'top_k': -1}, 'top_k=-1'),
+    ({'top_p': 0.0}, 'top_p=0.0'),
+    ({'top_p': 1.5}, 'top_p=1.5'),
+  ],
+)
+def test_senseless_sampling_is_refused(options, message):
+  with pytest.raises(ValueError, match=message):
+    Sampling(**options)
+
+
+@pytest.mark.parametrize('prompt', [[[]], [[29]], [[-1]], [3]])
+def test_senseless_prompts_are_refused(params, prompt):
+  with pytest.raises(ValueError, match='prompt'):
+    next(generate(MODEL, params, np.array(prompt, np.int32), tokens=1))
