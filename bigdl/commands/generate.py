@@ -42,7 +42,9 @@ def main(argv: list[str]) -> int:
 
   sampling = generate.Sampling(given.temperature, given.top_k, given.top_p)
   experiment, params = _load(folder)
-  tokenizer = experiment.data.tokenizer
+  # What a source learns of its own text it keeps as its coder.
+  data = experiment.data
+  tokenizer = getattr(data, 'coder', None) or data.tokenizer
   prompt = [int(t) for t in tokenizer.encode(given.prompt)] or [tokenizer.eod]
   stream = generate.generate(
     experiment.model,

@@ -6,7 +6,7 @@ was installed beside it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 import dataclasses
 import functools
 import pathlib
@@ -38,7 +38,7 @@ def _files() -> tuple[tokens.Document, ...]:
 class StandardLibrary(tokens.TokenSource):
   """The running interpreter's standard library, split by file."""
 
-  def documents(self) -> Sequence[tokens.Document]:
+  def documents(self) -> Iterable[tokens.Document]:
     wanted = self.split == 'validation'
     return [d for d in _files() if tokens.is_held_out(d[1]) == wanted]
 

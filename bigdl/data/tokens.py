@@ -1,14 +1,14 @@
 """Tokens in one memory-mapped file, cut into rows that can be read in any order.
 
 A corpus is tokenised once, into a folder named by a hash of its documents and
-its tokenizer. Every document is followed by the tokenizer's `eod`. Row i holds
+its tokenizer; documents are read one at a time, so that it may exceed memory. Every document is followed by the tokenizer's `eod`. Row i holds
 `length + 1` tokens, and the last of one row is the first of the next, so that
 an epoch predicts each token once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 import dataclasses
 import functools
 import hashlib
@@ -22,9 +22,11 @@ import grain.python as grain
 import numpy as np
 
 from bigdl.data.base import Source
-from bigdl.data.tokenizers import Bytes, Tokenizer
+from bigdl.data.tokenizers import BPE, Bytes, Tokenizer
 
-FORMAT = 1
+FORMAT = 2
+# Bytes of tokens up to which their checksum is compared at every start.
+CHECKED = 2**26
 # A document is held out where its hash, as a share of all hashes, is below.
 HELD_OUT = 0.08
 Document = tuple[str, str]  # Its name and its text.
@@ -59,16 +61,36 @@ class Shard:
   fingerprint: str
 
 
-def build(
-  documents: Sequence[Document], tokenizer: Tokenizer, cache: pathlib.Path
-) -> Shard:
-  """Returns the tokens of `documents`, from the cache where it holds them."""
-  digest = hashlib.sha256(f'{FORMAT} {tokenizer.fingerprint()}'.encode())
-  for name, text in documents:
-    for part in (name, text):
+def hash_documents(documents: Iterable[Document]) -> str:
+  """Returns a hash of names and texts, in their order."""
+  digest = hashlib.sha256()
+  for document in documents:
+    for part in document:
       raw = part.encode('utf-8', 'replace')
       digest.update(f'{len(raw)} '.encode() + raw)
-  key = digest.hexdigest()[:24]
+  return digest.hexdigest()
+
+
+def build(
+  documents: Iterable[Document],
+  tokenizer: Tokenizer,
+  cache: pathlib.Path,
+  *,
+  inputs: str,
+) -> Shard:
+  """Returns the tokens of `documents`, from the cache where it holds them.
+
+  Args:
+    documents: Read only where the cache does not hold their tokens.
+    tokenizer: Turns each into tokens.
+    cache: Folder of token files.
+    inputs: Names the documents: whatever changes them changes it.
+
+  Raises:
+    ValueError: There is no document.
+  """
+  named = f'{FORMAT} {tokenizer.fingerprint()} {tokenizer.eod} {inputs}'
+  key = hashlib.sha256(named.encode()).hexdigest()[:24]
   folder = cache / key
   found = _open(folder, key)
   if found is None:
@@ -89,17 +111,17 @@ def _open(folder: pathlib.Path, key: str) -> Shard | None:
     return None
   whole = (
     tokens.size == index.get('tokens')
-    and ends.size
-    and (
-      ends[-1] == tokens.size
-      and hashlib.sha256(tokens).hexdigest() == index.get('sha256')
-    )
+    and ends.size > 0
+    and ends[-1] == tokens.size
   )
+  # A large file is checked by its size alone, or each start would read it all.
+  if whole and tokens.nbytes <= CHECKED:
+    whole = hashlib.sha256(tokens).hexdigest() == index.get('sha256')
   return Shard(tokens, ends, index['text_bytes'], key) if whole else None
 
 
 def _write(
-  documents: Sequence[Document], tokenizer: Tokenizer, folder: pathlib.Path
+  documents: Iterable[Document], tokenizer: Tokenizer, folder: pathlib.Path
 ) -> None:
   """Writes beside the folder and moves it into place, whole or not at all."""
   folder.parent.mkdir(parents=True, exist_ok=True)
@@ -120,6 +142,8 @@ def _write(
         size += ids.size
         ends.append(size)
         text_bytes += len(text.encode('utf-8', 'replace'))
+    if not ends:
+      raise ValueError('there is no document')
     np.save(made / 'ends.npy', np.array(ends, np.int64))
     index = {
       'dtype': dtype,
@@ -150,7 +174,7 @@ class TokenSource(Source):
 
   split: str = 'train'  # Or validation: other documents.
   length: int = 128  # Tokens that a row predicts.
-  tokenizer: Tokenizer = Bytes()
+  tokenizer: Tokenizer | BPE = Bytes()
   segments: bool = False  # Whether rows say which document a token is of.
   seed: int = 0  # Of the order of rows.
   cache: str = ''  # Folder for token files; '' takes one per user.
@@ -161,18 +185,42 @@ class TokenSource(Source):
     if self.length < 1:
       raise ValueError(f'length={self.length} must be at least 1')
 
-  def documents(self) -> Sequence[Document]:
+  def documents(self) -> Iterable[Document]:
     """Returns name and text of this split's documents, in a fixed order."""
     raise NotImplementedError
+
+  def inputs(self) -> str:
+    """Returns a string that changes where the documents do."""
+    return hash_documents(self.documents())
+
+  @property
+  def _cache(self) -> pathlib.Path:
+    if self.cache:
+      return pathlib.Path(self.cache).expanduser()
+    return default_cache()
+
+  @functools.cached_property
+  def coder(self) -> Tokenizer:
+    """The tokenizer; one that has to be learnt, learnt from the train split."""
+    if not hasattr(self.tokenizer, 'train'):
+      return self.tokenizer
+    train = dataclasses.replace(self, split='train')
+    texts = (text for _, text in train.documents())
+    return self.tokenizer.train(texts, key=train.inputs(), cache=self._cache)
 
   @functools.cached_property
   def shard(self) -> Shard:
     """The tokens of this split."""
-    documents = self.documents()
-    if not documents:
-      raise ValueError(f'split={self.split} of {self} holds no document')
-    cache = pathlib.Path(self.cache) if self.cache else default_cache()
-    return build(documents, self.tokenizer, cache)
+    try:
+      return build(
+        self.documents(), self.coder, self._cache, inputs=self.inputs()
+      )
+    except ValueError as error:
+      if str(error) != 'there is no document':
+        raise
+      raise ValueError(
+        f'split={self.split} of {type(self).__name__} holds no document'
+      ) from None
 
   def __len__(self) -> int:
     rows = (self.shard.tokens.size - 1) // self.length
@@ -191,7 +239,7 @@ class TokenSource(Source):
   def facts(self) -> dict:
     shard = self.shard
     return {
-      'vocab': self.tokenizer.vocab,
+      'vocab': self.coder.vocab,
       'tokens': int(shard.tokens.size),
       'documents': int(shard.ends.size),
       # The end of a document is a token that stands for no byte.

@@ -1,0 +1,180 @@
+"""Text files of all sorts: plain, compressed, archives, one JSON object a line."""
+
+from __future__ import annotations
+
+import bz2
+from collections.abc import Iterable, Iterator
+import dataclasses
+import functools
+import glob
+import gzip
+import hashlib
+import json
+import lzma
+import pathlib
+import sysconfig
+import tarfile
+from typing import IO, Any
+import zlib
+
+from bigdl.data import tokens
+
+_OPEN: dict[str, Any] = {'.gz': gzip.open, '.xz': lzma.open, '.bz2': bz2.open}
+_SHORT = {'.tgz': '.tar.gz', '.txz': '.tar.xz', '.tbz2': '.tar.bz2'}
+_LINES = ('.jsonl', '.ndjson')
+_DAMAGE = (EOFError, OSError, lzma.LZMAError, zlib.error, tarfile.TarError)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFiles(tokens.TokenSource):
+  """Documents from files, told by their names.
+
+  `.gz`, `.xz` and `.bz2` are decompressed; each member of a `.tar` and each line
+  of a `.jsonl` or `.ndjson` is a document; any other file is one. Where
+  `validation_paths` names none, documents are held out by a hash of their text.
+  """
+
+  paths: tuple[str, ...] = ()  # Files, folders or patterns such as data/*.gz.
+  validation_paths: tuple[str, ...] = ()  # The same, for validation.
+  field: str = 'text'  # Of a line's JSON object, what holds the text.
+
+  def documents(self) -> Iterable[tokens.Document]:
+    wanted = self.split == 'validation'
+    for file in self._files:
+      for name, text in _read(
+        str(file), file.name, file.open('rb'), self.field
+      ):
+        if text and self._takes(text, wanted):
+          yield name, text
+
+  def _takes(self, text: str, wanted: bool) -> bool:
+    return bool(self.validation_paths) or tokens.is_held_out(text) == wanted
+
+  @functools.cached_property
+  def _files(self) -> tuple[pathlib.Path, ...]:
+    own = self.split == 'validation' and self.validation_paths
+    what = 'validation_paths' if own else 'paths'
+    patterns = getattr(self, what)
+    if not patterns:
+      raise ValueError(f'{what}=() must name at least one file')
+    found: dict[pathlib.Path, None] = {}
+    for pattern in patterns:
+      files = _find(pattern)
+      if not files:
+        raise ValueError(f'{what}={pattern} matches no file')
+      found |= dict.fromkeys(files)
+    return tuple(found)
+
+  def inputs(self) -> str:
+    # Of the files as they are, not of the documents in them: a checksum that
+    # is known for a file's size and time need not be computed again.
+    sums = [f'{f.name} {_checksum(f, self._cache)}' for f in self._files]
+    split = self.split if not self.validation_paths else 'all'
+    return json.dumps(['files', sums, self.field, split])
+
+
+def _find(pattern: str) -> list[pathlib.Path]:
+  path = pathlib.Path(pattern).expanduser()
+  if path.is_file():
+    return [path]
+  if path.is_dir():
+    files = (f for f in path.rglob('*') if f.is_file())
+    return sorted(
+      f
+      for f in files
+      if not any(p.startswith('.') for p in f.relative_to(path).parts)
+    )
+  found = glob.glob(str(path), recursive=True)
+  return sorted(f for f in map(pathlib.Path, found) if f.is_file())
+
+
+def _checksum(file: pathlib.Path, cache: pathlib.Path) -> str:
+  stat = file.stat()
+  told = f'{file.resolve()} {stat.st_size} {stat.st_mtime_ns}'
+  memo = cache / 'files' / hashlib.sha256(told.encode()).hexdigest()[:32]
+  if memo.is_file():
+    known = memo.read_text()
+    if len(known) == 64:
+      return known
+  with file.open('rb') as content:
+    found = hashlib.file_digest(content, 'sha256').hexdigest()
+  memo.parent.mkdir(parents=True, exist_ok=True)
+  memo.write_text(found)
+  return found
+
+
+def _read(
+  place: str, name: str, content: IO[bytes], field: str
+) -> Iterator[tokens.Document]:
+  """Yields the documents of one file, or of one member of an archive.
+
+  Args:
+    place: The file's whole name, for messages.
+    name: Its own name, whose endings say what it is.
+    content: Its bytes; closed at the end.
+    field: Of JSON lines.
+  """
+  for short, long in _SHORT.items():
+    name = name.removesuffix(short) + long if name.endswith(short) else name
+  stem, dot, ending = name.rpartition('.')
+  ending = dot + ending.lower()
+  if ending == '.zst':
+    content.close()
+    raise ValueError(f'{place}: .zst is not read; .gz, .xz and .bz2 are')
+  try:
+    with content:
+      if ending in _OPEN:
+        yield from _read(place, stem, _OPEN[ending](content), field)
+      elif ending == '.tar':
+        with tarfile.open(fileobj=content, mode='r|') as archive:
+          for member in archive:
+            inner = archive.extractfile(member) if member.isfile() else None
+            if inner is not None:
+              own = f'{place}/{member.name}'
+              yield from _read(own, member.name, inner, field)
+      elif ending in _LINES:
+        for number, line in enumerate(content, 1):
+          if line.strip():
+            yield f'{place}:{number}', _field(f'{place}:{number}', line, field)
+      else:
+        yield place, _text(place, content.read())
+  except _DAMAGE as error:
+    if isinstance(error, OSError) and error.errno is not None:
+      raise
+    raise ValueError(f'{place} is damaged: {error}') from error
+
+
+def _text(place: str, raw: bytes) -> str:
+  try:
+    return raw.decode('utf-8')
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f'{place} is not text in UTF-8: byte {error.start} is'
+      f' {raw[error.start]:#04x}'
+    ) from error
+
+
+def _field(place: str, line: bytes, field: str) -> str:
+  try:
+    value = json.loads(_text(place, line))
+  except json.JSONDecodeError as error:
+    raise ValueError(f'{place} is not JSON: {error}') from error
+  if not isinstance(value, dict):
+    raise ValueError(f'{place} must be a JSON object, got {line[:40]!r}')
+  if field not in value:
+    names = ', '.join(value) or 'none'
+    raise ValueError(f'{place}: field={field!r} is not there; it has {names}')
+  if not isinstance(value[field], str):
+    kind = type(value[field]).__name__
+    raise ValueError(f'{place}: field={field!r} must be text, got {kind}')
+  return value[field]
+
+
+def tiny() -> TextFiles:
+  """Returns short rows of two packages of the standard library."""
+  root = pathlib.Path(sysconfig.get_path('stdlib'))
+  return TextFiles(
+    paths=(str(root / 'json' / '*.py'),),
+    validation_paths=(str(root / 'wsgiref' / '*.py'),),
+    length=16,
+  )
