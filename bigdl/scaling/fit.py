@@ -106,6 +106,7 @@ def fit(
     'primary_reason': reason,
     'rehearsal': rehearsal,
     'by_convention': {},
+    'truth': _truth(records.attrs.get('entropy'), laws),
     'warnings': warnings + _odd(records, kept, aside) + lack,
   }
   if primary:
@@ -257,6 +258,22 @@ def _allocation(law, kept, factors, allocate) -> list[dict[str, Any]]:
   if budgets and abs(math.log(budgets[-1] / largest)) < 0.25:
     largest = budgets[-1]
   return [allocation(law, largest * f) for f in sorted(factors)]
+
+
+def _truth(entropy, laws) -> dict[str, Any] | None:
+  """Compares the fitted E with the entropy of data that know theirs."""
+  full = laws.get('parametric')
+  if entropy is None or full is None or full.refused:
+    return None
+  body = full.to_json()
+  low, high = body['intervals']['parameters']['E']
+  return {
+    'E': entropy,
+    'found': body['parameters']['E'],
+    'low': low,
+    'high': high,
+    'inside': low <= entropy <= high,
+  }
 
 
 def _rehearse(laws, seen, delta) -> dict[str, Any]:

@@ -365,6 +365,10 @@ def to_plan(cells: Iterable[Cell]) -> dict:
     'params': plan.n,
     'unit': plan[0].experiment.objective.unit if len(plan) else 'token',
     'budgets': sorted({c.budget for c in plan}),
+    # Nats per unit that no model can get below, where the data know it.
+    'entropy': plan[0].experiment.data.facts().get('entropy')
+    if len(plan)
+    else None,
     'cells': entries,
     'dropped': list(plan.dropped),
   }

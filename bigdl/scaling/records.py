@@ -114,6 +114,7 @@ def _folder(path: Path) -> pd.DataFrame:
   frame.attrs['flops'] = plan.get('convention') or 'matmul_causal'
   frame.attrs['params'] = plan.get('params') or 'total'
   frame.attrs['unit'] = plan.get('unit') or 'token'
+  frame.attrs['entropy'] = plan.get('entropy')
   frame = under(frame, frame.attrs['flops'], frame.attrs['params'])
   order = ['budget', 'n', 'name']
   return frame.sort_values(order, kind='stable').reset_index(drop=True)

@@ -24,6 +24,7 @@ def text(law: Mapping[str, Any]) -> str:
     _minima(law),
     _allocation(law),
     _holdout(law),
+    _truth(law),
     _conventions(law),
     _refused(law),
     _notes(law),
@@ -179,6 +180,19 @@ def _score(law, score):
       f' {score["mean_rel_error"]:.2%} ({score["mean_abs_error"]:.4f}),'
       f' {score["share_inside"]:.0%} inside their {level} intervals'
     )
+
+
+def _truth(law) -> str:
+  known = law.get('truth')
+  if not known:
+    return ''
+  return wrap(
+    f'irreducible loss: fitted E {known["found"]:.4f}'
+    f' {ends((known["low"], known["high"]), ".4f")}, true {known["E"]:.4f} (the'
+    " source's entropy rate):"
+    f' {known["found"] / known["E"] - 1:+.2%}, {_where(known["inside"])} the'
+    f' {_level(law)} interval'
+  )
 
 
 def _conventions(law) -> str:
