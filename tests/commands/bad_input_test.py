@@ -116,6 +116,58 @@ def test_data_and_model_that_disagree_on_the_vocabulary(
   assert list(tmp_path.iterdir()) == []
 
 
+SOURCES = {
+  'missing path': (
+    "TextFiles(paths=('nowhere/*.txt',), length=8)",
+    'paths=nowhere/*.txt matches no file',
+  ),
+  'empty file': (
+    "TextFiles(paths=('{folder}/empty.txt',), length=8)",
+    'holds no document',
+  ),
+  'broken line': (
+    "TextFiles(paths=('{folder}/broken.jsonl',), length=8)",
+    'broken.jsonl:2 is not JSON',
+  ),
+  'tfds name': (
+    "TFDS(name='imdb_reviews', data_dir='{folder}', length=8)",
+    'name=imdb_reviews is not prepared under',
+  ),
+  'tokenizer': (
+    "StandardLibrary(tokenizer=TokenizerFile('nowhere.json'), length=8)",
+    'tokenizer.path=nowhere.json: no such file',
+  ),
+}
+
+
+@pytest.mark.parametrize('name', SOURCES)
+def test_data_that_cannot_be_read(
+  name, experiment_file, tmp_path, capsys, compiled
+):
+  source, message = SOURCES[name]
+  (tmp_path / 'empty.txt').touch()
+  (tmp_path / 'broken.jsonl').write_text('{"text": "a"}\n{"text":\n')
+  imports = (
+    'from bigdl.data.stdlib import StandardLibrary\n'
+    'from bigdl.data.text import TextFiles\n'
+    'from bigdl.data.tfds import TFDS\n'
+    'from bigdl.data.tokenizers import TokenizerFile\n'
+  )
+  made = source.replace('{folder}', str(tmp_path))
+  file = _edited(
+    experiment_file,
+    tmp_path,
+    ('data=Walk(),', f'data={made},'),
+    ('import grain', f'{imports}import grain'),
+  )
+  for verb in ('train', 'sweep'):
+    args = [f'--config={file}', f'--workdir={tmp_path / verb}']
+    assert program.main([verb, *args]) == 2
+    assert message in _one_line(capsys)
+    assert compiled == []
+    assert not (tmp_path / verb).exists()
+
+
 @pytest.mark.parametrize(
   ('spec', 'message'),
   [
