@@ -14,40 +14,48 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import functools
-from typing import Any, Literal
+from typing import Literal
 
 from flax import linen as nn
 import jax
 from jax.nn.initializers import Initializer
 import jax.numpy as jnp
-import numpy as np
 
-from bigdl.layers import position
+from bigdl.layers import position, tiled
 
 AttentionKind = Literal['auto', 'xla', 'tiled', 'cudnn', 'pallas']
 
-# Of a masked score: finite, so that no row can become nan; its exponential is
-# exactly zero in every dtype.
-_MASKED = -1e30
-_TILES = 4  # Most tiles that 'tiled' cuts the queries into.
-_TILE = 64  # Fewest queries in a tile.
-
 
 def choose(
-  kind: AttentionKind, *, causal: bool, dtype: Any, length: int, softcap: float
-) -> str:
-  """Returns what computes attention here; 'auto' picks by device."""
-  if kind != 'auto':
-    return kind
+  q_BTHK: jax.Array,
+  *,
+  causal: bool = True,
+  packed: bool = False,
+  softcap: float = 0.0,
+) -> AttentionKind:
+  """Returns what 'auto' means: the fastest kind that this device can run.
+
+  Args:
+    q_BTHK: Queries, of which shape and dtype matter.
+    causal: Whether attention is causal.
+    packed: Whether segments are given.
+    softcap: The softcap of scores.
+  """
   platform = jax.default_backend()
-  if platform == 'cpu':
-    return 'tiled' if causal else 'xla'
-  half = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-  if platform == 'gpu' and half and not softcap:
-    return 'cudnn'
-  if platform == 'tpu' and length % 128 == 0:
+  _, T, _, K = q_BTHK.shape
+  if platform == 'cpu' and causal:
+    return 'tiled'
+  if platform == 'tpu' and T % 128 == 0:
     return 'pallas'
+  # Newer cards take heads of 256 as well, to those who ask for 'cudnn'.
+  fits = K % 8 == 0 and K <= 128 and not softcap and not (packed and T % 2)
+  if platform == 'gpu' and fits and _half(q_BTHK):
+    return 'cudnn'
   return 'xla'
+
+
+def _half(x):
+  return x.dtype in (jnp.bfloat16, jnp.float16)
 
 
 def attend(
@@ -70,41 +78,36 @@ def attend(
     segments_BT: Attention stays between equal ids.
     softcap: Scores s become softcap * tanh(s / softcap), where above 0.
     kind: 'xla' computes all scores. 'tiled' leaves out tiles of scores that
-      the causal mask hides. 'cudnn' (GPU, 16 bits) and 'pallas' (TPU; T must
-      be a multiple of 128) never store the scores.
+      the causal mask hides, and keeps none for the backward pass. 'cudnn'
+      (GPU, 16 bits) and 'pallas' (TPU; T must be a multiple of 128) never
+      store the scores. Only 'xla' has forward-mode derivatives.
   """
-  kind = choose(
-    kind,
-    causal=causal,
-    dtype=q_BTHK.dtype,
-    length=q_BTHK.shape[1],
-    softcap=softcap,
-  )
+  if kind == 'auto':
+    kind = choose(
+      q_BTHK,
+      causal=causal,
+      packed=segments_BT is not None,
+      softcap=softcap,
+    )
   scope = 'causal_attention' if causal else 'full_attention'
   with jax.named_scope(scope):
     if kind == 'cudnn':
-      if softcap:
-        raise ValueError(f'attention=cudnn has no softcap, got {softcap}')
-      mask = None
-      if segments_BT is not None:
-        mask = (segments_BT[:, :, None] == segments_BT[:, None])[:, None]
-      return jax.nn.dot_product_attention(
-        q_BTHK,
-        k_BTGK,
-        v_BTGK,
-        mask=mask,
-        is_causal=causal,
-        implementation='cudnn',
-      )
+      return _cudnn(q_BTHK, k_BTGK, v_BTGK, segments_BT, causal, softcap)
     if kind == 'pallas':
       return _pallas(q_BTHK, k_BTGK, v_BTGK, segments_BT, causal, softcap)
-    if kind == 'tiled':
-      return _tiled(q_BTHK, k_BTGK, v_BTGK, segments_BT)
-    return _plain(q_BTHK, k_BTGK, v_BTGK, segments_BT, causal, softcap)
+    q_BGRTK, k_BGSK, v_BGSK = _heads_lead(q_BTHK, k_BTGK, v_BTGK)
+    # Only a causal mask hides whole tiles.
+    if kind == 'tiled' and causal:
+      o_BGRTK = tiled.attend(q_BGRTK, k_BGSK, v_BGSK, segments_BT, softcap)
+    else:
+      T = q_BTHK.shape[1]
+      visible = tiled.visible(segments_BT, 0, T, T, causal)
+      o_BGRTK = _weigh(q_BGRTK, k_BGSK, v_BGSK, visible, softcap)
+    return _heads_last(o_BGRTK)
 
 
 def _heads_lead(q_BTHK, k_BTGK, v_BTGK):
-  # On CPU, jax.nn.dot_product_attention took 1.5-1.8 times as long as '_plain',
+  # On CPU, jax.nn.dot_product_attention took 1.5-1.8 times as long as 'xla',
   # forward and backward (B=16, T=128, H=4, K=16 to 64): with batch and head
   # leading in both products, XLA calls plain matrix multiplications.
   B, T, H, K = q_BTHK.shape
@@ -118,143 +121,36 @@ def _heads_last(o_BGRTK):
   return o_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, G * R, K)
 
 
-def _visible(segments_BT, start, stop, end, causal):
-  """Returns which of the first `end` keys queries start to stop see, or None."""
-  visible = None
-  if causal:
-    visible = np.arange(start, stop)[:, None] >= np.arange(end)
-  if segments_BT is not None:
-    same = segments_BT[:, start:stop, None] == segments_BT[:, None, :end]
-    same = same[:, None, None]
-    visible = same if visible is None else same & visible
-  return visible
-
-
-def _plain(q_BTHK, k_BTGK, v_BTGK, segments_BT, causal, softcap):
-  T = q_BTHK.shape[1]
-  q_BGRTK, k_BGSK, v_BGSK = _heads_lead(q_BTHK, k_BTGK, v_BTGK)
-  visible = _visible(segments_BT, 0, T, T, causal)
-  return _heads_last(_weigh(q_BGRTK, k_BGSK, v_BGSK, visible, softcap))
-
-
-def _tiled(q_BTHK, k_BTGK, v_BTGK, segments_BT):
-  q_BGRTK, k_BGSK, v_BGSK = _heads_lead(q_BTHK, k_BTGK, v_BTGK)
-  B = q_BTHK.shape[0]
-  rows = int(__import__('os').environ.get('ROWS', 0))
-  if rows:
-    assert segments_BT is None
-
-    def sp(x):
-      return x.reshape(B // rows, rows, *x.shape[1:])
-
-    o = jax.lax.map(
-      lambda a: _flash(*a, None), (sp(q_BGRTK), sp(k_BGSK), sp(v_BGSK))
-    )
-    return _heads_last(o.reshape(q_BGRTK.shape))
-  return _heads_last(_flash(q_BGRTK, k_BGSK, v_BGSK, segments_BT))
-
-
-def _tiles(T):
-  tiles = int(__import__('os').environ.get('TILES', 0)) or min(
-    _TILES, -(-T // _TILE)
-  )
-  size = -(-T // tiles)
-  return [(t, min(t + size, T)) for t in range(0, T, size)]
-
-
-@jax.custom_vjp
-def _flash(q_BGRTK, k_BGSK, v_BGSK, segments_BT):
-  return _flash_forward(q_BGRTK, k_BGSK, v_BGSK, segments_BT)[0]
-
-
-def _scores(q_BGRTK, k_BGSK):
-  # The heads of a group are rows of one product with its keys.
-  B, G, R, T, K = q_BGRTK.shape
-  return jnp.einsum(
-    'BGNK,BGSK->BGNS',
-    q_BGRTK.reshape(B, G, R * T, K),
-    k_BGSK,
-    preferred_element_type=jnp.promote_types(q_BGRTK.dtype, jnp.float32),
-  ).reshape(B, G, R, T, -1)
-
-
-def _mix(p_BGRTS, v_BGSK):
-  B, G, R, T, S = p_BGRTS.shape
-  return jnp.einsum(
-    'BGNS,BGSK->BGNK',
-    p_BGRTS.astype(v_BGSK.dtype).reshape(B, G, R * T, S),
-    v_BGSK,
-  ).reshape(B, G, R, T, -1)
-
-
-def _back(p_BGRTS, x_BGRTK):
-  B, G, R, T, S = p_BGRTS.shape
-  return jnp.einsum(
-    'BGNS,BGNK->BGSK',
-    p_BGRTS.astype(x_BGRTK.dtype).reshape(B, G, R * T, S),
-    x_BGRTK.reshape(B, G, R * T, -1),
-  )
-
-
-def _flash_forward(q_BGRTK, k_BGSK, v_BGSK, segments_BT):
-  T = q_BGRTK.shape[3]
-  outs, sums = [], []
-  for start, stop in _tiles(T):
-    with jax.named_scope(f'keys_{stop}_of_{T}'):
-      s = _scores(q_BGRTK[:, :, :, start:stop], k_BGSK[:, :, :stop])
-      s = jnp.where(_visible(segments_BT, start, stop, stop, True), s, _MASKED)
-      top = jnp.max(s, axis=-1, keepdims=True)
-      e = jnp.exp(s - top)
-      z = jnp.sum(e, axis=-1, keepdims=True)
-      o = _mix(e, v_BGSK[:, :, :stop])
-      outs.append((o / z).astype(o.dtype))
-      sums.append(top + jnp.log(z))
-  o, lse = (jnp.concatenate(x, axis=3) for x in (outs, sums))
-  return o, (q_BGRTK, k_BGSK, v_BGSK, segments_BT, o, lse)
-
-
-def _flash_backward(saved, do):
-  q, k, v, segments_BT, o, lse = saved
-  T = q.shape[3]
-  delta = jnp.sum((o * do).astype(lse.dtype), axis=-1, keepdims=True)
-  dqs, dk, dv = [], jnp.zeros_like(k), jnp.zeros_like(v)
-  for start, stop in _tiles(T):
-    tile = np.s_[:, :, :, start:stop]
-    keys = np.s_[:, :, :stop]
-    s = _scores(q[tile], k[keys])
-    p = jnp.exp(s - lse[tile])
-    p = jnp.where(_visible(segments_BT, start, stop, stop, True), p, 0)
-    dp = _scores(do[tile], v[keys])
-    ds = p * (dp - delta[tile])
-    dqs.append(_mix(ds, k[keys]))
-    dk = dk.at[keys].add(_back(ds, q[tile]))
-    dv = dv.at[keys].add(_back(p, do[tile]))
-  return jnp.concatenate(dqs, axis=3), dk, dv, None
-
-
-_flash.defvjp(_flash_forward, _flash_backward)
-
-
 def _weigh(q_BGRTK, k_BGSK, v_BGSK, visible, softcap):
   """Softmax over visible keys in float32 or wider, then the mean of values."""
-  B, G, R, T, K = q_BGRTK.shape
-  wide = jnp.promote_types(q_BGRTK.dtype, jnp.float32)
-  # The heads of a group are rows of one product with its keys.
-  scores = jnp.einsum(
-    'BGNK,BGSK->BGNS',
-    q_BGRTK.reshape(B, G, R * T, K),
-    k_BGSK,
-    preferred_element_type=wide,
-  ).reshape(B, G, R, T, -1)
+  scores = tiled.scores(q_BGRTK, k_BGSK)
   if softcap:
     scores = softcap * jnp.tanh(scores / softcap)
   if visible is not None:
-    scores = jnp.where(visible, scores, _MASKED)
-  weights = jax.nn.softmax(scores, axis=-1).astype(v_BGSK.dtype)
-  o_BGNK = jnp.einsum(
-    'BGNS,BGSK->BGNK', weights.reshape(B, G, R * T, -1), v_BGSK
+    scores = jnp.where(visible, scores, tiled.MASKED)
+  return tiled.mix(jax.nn.softmax(scores, axis=-1), v_BGSK)
+
+
+def _cudnn(q_BTHK, k_BTGK, v_BTGK, segments_BT, causal, softcap):
+  if softcap:
+    raise ValueError(f'attention=cudnn has no softcap, got {softcap}')
+  if not _half(q_BTHK):
+    raise ValueError(f'attention=cudnn needs 16 bits, got dtype={q_BTHK.dtype}')
+  if jax.default_backend() != 'gpu':
+    raise ValueError(
+      f'attention=cudnn needs a GPU, this is a {jax.default_backend()}'
+    )
+  mask = None
+  if segments_BT is not None:
+    mask = (segments_BT[:, :, None] == segments_BT[:, None])[:, None]
+  return jax.nn.dot_product_attention(
+    q_BTHK,
+    k_BTGK,
+    v_BTGK,
+    mask=mask,
+    is_causal=causal,
+    implementation='cudnn',
   )
-  return o_BGNK.reshape(B, G, R, T, K)
 
 
 def _pallas(

@@ -70,7 +70,7 @@ def run(
   if remat != 'none':
     # Inside a scan, common subexpressions cannot undo the recomputation.
     step = nn.remat(step, policy=_POLICIES[remat], prevent_cse=not scanned)
-  if not scanned:
+  if isinstance(blocks, list | tuple):
     for block in blocks:
       x = step(block, x, *arrays)
     return x

@@ -1,8 +1,8 @@
 """GPT: a decoder with what the decoder families of 2018-2024 differ in.
 
 GPT-2: Radford et al., 2019, "Language Models are Unsupervised Multitask
-Learners"; the fields' defaults are its smallest size. The other families are
-named in `SIZES`, each cited there.
+Learners"; the fields' defaults are its smallest size. `SIZES` names models of
+this and other families; `_gpt_sizes` cites the paper of each.
 Differs from the paper: no dropout of attention probabilities.
 """
 
@@ -25,6 +25,7 @@ from bigdl.layers.embed import Embed, Head
 from bigdl.layers.mlp import GATED, MLP, Activation
 from bigdl.layers.norm import Norm, NormKind
 from bigdl.layers.stack import RematKind, StackKind
+from bigdl.models import _gpt_sizes
 
 PositionKind = Literal['learned', 'sinusoidal', 'rotary', 'none']
 InitKind = Literal['normal', 'fan_in']
@@ -98,6 +99,10 @@ class GPT(nn.Module):
       raise ValueError(
         f'kv_heads={self.kv_heads} must divide heads={self.heads}'
       )
+    if not 0 < self.rotary_fraction <= 1:
+      raise ValueError(
+        f'rotary_fraction={self.rotary_fraction} must be in (0, 1]'
+      )
     if self.position == 'rotary' and (self._rotated < 2 or self._rotated % 2):
       raise ValueError(
         f'rotary_fraction={self.rotary_fraction} of '
@@ -107,6 +112,12 @@ class GPT(nn.Module):
       raise ValueError(f'width={self.width} must be even for sinusoids')
     if not 0 <= self.dropout < 1:
       raise ValueError(f'dropout={self.dropout} must be in [0, 1)')
+    for name in ('softcap', 'attention_softcap', 'init_std'):
+      if not getattr(self, name) >= 0:
+        raise ValueError(f'{name}={getattr(self, name)} must not be negative')
+    for name in ('norm_epsilon', 'rotary_base'):
+      if not getattr(self, name) > 0:
+        raise ValueError(f'{name}={getattr(self, name)} must be positive')
 
   @property
   def _head_width(self) -> int:
@@ -125,7 +136,10 @@ class GPT(nn.Module):
     return int(self.rotary_fraction * self._head_width)
 
   def setup(self):
-    types = {'dtype': self.dtype, 'param_dtype': self.param_dtype}
+    types: dict[str, Any] = {
+      'dtype': self.dtype,
+      'param_dtype': self.param_dtype,
+    }
     norm = functools.partial(
       Norm, kind=self.norm, bias=self.bias, epsilon=self.norm_epsilon, **types
     )
@@ -135,7 +149,7 @@ class GPT(nn.Module):
       scaled = nn.initializers.variance_scaling
       init = scaled(1.0, 'fan_in', 'normal')
       out_init = scaled(self._damp**2, 'fan_in', 'normal')
-    layer = {'kernel_init': init, 'out_init': out_init, **types}
+    layer: dict[str, Any] = {'kernel_init': init, 'out_init': out_init, **types}
     block = functools.partial(
       Block,
       attention=functools.partial(
@@ -225,7 +239,10 @@ class GPT(nn.Module):
       start: Scalar: how many positions the cache holds already.
       capacity: Positions that the cache has room for.
     """
-    positions = start + jnp.arange(tokens_BS.shape[1])
+    S = tokens_BS.shape[1]
+    if S > capacity:
+      raise ValueError(f'{S} tokens must fit in capacity={capacity}')
+    positions = start + jnp.arange(S)
     return self._blocks(
       tokens_BS, positions, None, start, True, capacity=capacity
     )
@@ -293,19 +310,17 @@ def _rung(model: GPT, factor: float) -> GPT:
   group = model.heads // model._kv_heads
   step = group if model._kv_heads > 1 else 1
   aspect = model.width / model.depth
-  best = None
   guess = factor ** (1 / 3)
   most = max(math.ceil(4 * guess * model.heads), 4 * step)
+  rungs = []
   for heads in range(step, most + 1, step):
     wide = _widen(model, heads, heads // group if step > 1 else model.kv_heads)
     near = target / _block_size(wide)
-    for depth in {max(1, math.floor(near)), max(1, math.ceil(near))}:
+    for depth in (max(1, math.floor(near)), max(1, math.ceil(near))):
       miss = math.log(depth * _block_size(wide) / target)
       bend = math.log(wide.width / depth / aspect)
-      cost = miss**2 + 0.03 * bend**2
-      if best is None or cost < best[0]:
-        best = cost, wide, depth
-  _, wide, depth = best
+      rungs.append((miss**2 + 0.03 * bend**2, depth, wide))
+  _, depth, wide = min(rungs, key=lambda rung: rung[0])
   return wide.clone(depth=depth)
 
 
@@ -320,6 +335,12 @@ def _widen(model: GPT, heads: int, kv_heads: int) -> GPT:
     ratio = model.mlp_width / model.width
     changes['mlp_width'] = max(unit, unit * round(ratio * width / unit))
   return model.clone(heads=heads, width=width, kv_heads=kv_heads, **changes)
+
+
+# Published sizes by name, such as 'gpt2-124m'; none is allocated.
+SIZES: dict[str, GPT] = {
+  name: GPT(**fields) for name, fields in _gpt_sizes.FIELDS.items()
+}
 
 
 def tiny() -> tuple[GPT, tuple[jax.Array, ...]]:
