@@ -38,6 +38,18 @@ def few_budgets(budgets: Sequence[float]) -> str:
   )
 
 
+def no_budget(records: pd.DataFrame) -> str:
+  """Returns why no run can be grouped by budget, or ''."""
+  if not len(records):
+    return 'no run is finished and finite'
+  if 'budget' not in records or not records['budget'].notna().any():
+    return (
+      'no cell has a budget; name the column that groups runs of equal compute'
+      ' with --budget'
+    )
+  return ''
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Law:
   """A fitted law: loss, allocation, and how sure of both it is.

@@ -31,9 +31,10 @@ ROLES = {
   PAPER: 'var(--card)',
 }
 SIZE = (5.0, 3.7)
+Rect = tuple[float, float, float, float]
 # Left, bottom, width and height of the axes, in shares of the figure: fixed,
 # so that neighbours on the page line up.
-AXES = (0.105, 0.155, 0.875, 0.735)
+AXES: Rect = (0.105, 0.155, 0.875, 0.735)
 TICK, TEXT = 9.5, 10.0
 MARK = 6.0
 
@@ -49,7 +50,7 @@ def shades(positions: Sequence[float], *, dark: bool = False) -> list[str]:
 
 
 def positions(budgets: Sequence[float]) -> list[float]:
-  """Returns where each budget lies between the least and the largest, by log."""
+  """Returns where each budget lies from least to largest, by its log."""
   if len(budgets) < 2:
     return [0.35] * len(budgets)
   low, high = math.log(budgets[0]), math.log(budgets[-1])
@@ -117,8 +118,8 @@ class Canvas:
     FigureCanvasAgg(self.figure)
     self.tips: dict[str, Tip] = {}
 
-  def axes(self, rect: Sequence[float] = AXES) -> Any:
-    axes = self.figure.add_axes(tuple(rect))
+  def axes(self, rect: Rect = AXES) -> Any:
+    axes = self.figure.add_axes(rect)
     axes.grid(True)
     return axes
 
@@ -127,17 +128,21 @@ class Canvas:
     artist.set_gid(gid)
     self.tips[gid] = Tip(text, cell)
 
-  def save(self, stem: Path, *, dpi: int = 200) -> str:
-    """Writes `stem.png` and `stem.svg`; returns the text of the latter."""
-    self.figure.savefig(
-      stem.with_suffix('.png'), dpi=dpi, metadata={'Software': None}
-    )
+  def svg(self) -> str:
+    """Returns the figure as SVG, the same for the same figure."""
     buffer = io.StringIO()
     nothing = {k: None for k in ('Date', 'Creator', 'Format', 'Type')}
     self.figure.savefig(buffer, format='svg', metadata=nothing)
     svg = re.sub(r'[ \t]+$', '', buffer.getvalue(), flags=re.MULTILINE)
     # Where matplotlib's font is not installed, the like of it.
-    svg = svg.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
+    return svg.replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
+
+  def save(self, stem: Path, *, dpi: int = 200) -> str:
+    """Writes `stem.png` and `stem.svg`; returns the text of the latter."""
+    self.figure.savefig(
+      stem.with_suffix('.png'), dpi=dpi, metadata={'Software': None}
+    )
+    svg = self.svg()
     stem.with_suffix('.svg').write_text(svg, encoding='utf-8')
     return svg
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import dataclasses
 import math
 from typing import Any
@@ -24,7 +25,7 @@ from bigdl.scaling.findings import (
 )
 
 
-def span(low: Any, high: Any, words=si) -> str:
+def span(low: Any, high: Any, words: Callable[[Any], str] = si) -> str:
   """Formats an interval, or '' where it is not known."""
   if not (finite(low) and finite(high)):
     return ''
@@ -83,11 +84,7 @@ def no_cells(view: View) -> str:
 
 
 def no_law(view: View) -> str:
-  if view.primary:
-    return ''
-  refused = [view.part(n).get('refused') for n in APPROACHES]
-  text = '; '.join(dict.fromkeys(r for r in refused if r))
-  return f'No law was fitted: {text or "no approach was asked for"}.'
+  return '' if view.primary else 'No law was fitted: the notes say what to add.'
 
 
 def no_holdout(view: View) -> str:
@@ -149,9 +146,9 @@ def exponent_rows(view: View) -> list[ExponentRow]:
     entry = found.get(name)
     if entry and finite(entry.get('a')):
       a = entry['a']
-      ends = [a if not finite(x) else x for x in (entry['low'], entry['high'])]
+      low, high = (x if finite(x) else a for x in (entry['low'], entry['high']))
       main = name == view.flops
-      rows.append(ExponentRow(f'  {name}', a, *ends, main))
+      rows.append(ExponentRow(f'  {name}', a, low, high, main))
   return rows
 
 
@@ -159,7 +156,8 @@ def isoflop(view: View) -> str:
   rows = view.minima
   total = len(view.part('isoflop').get('minima') or ())
   if not rows:
-    runs = plural(len(view.cells), 'run')
+    drawn = [c for c in view.drawn() if not c['aside']]
+    runs = plural(len(drawn), 'run')
     return (
       f'Loss of {runs} against size, a colour a budget. No budget shows a'
       ' minimum inside its sizes.'
@@ -183,9 +181,11 @@ def isoflop(view: View) -> str:
       f' {missing} {"shows" if total - len(rows) == 1 else "show"} no minimum.'
     )
   if view.held:
-    text += (
-      ' Ink: the optimum that the law sees. Dashed: what the law predicted for'
-      ' the held-out runs (hollow) before it saw them.'
+    text += ' Ink: the optimum that the law sees. ' + (
+      'Hollow: runs that were predicted, and then fitted too.'
+      if view.refitted
+      else 'Dashed: what the law predicted for the held-out runs (hollow)'
+      ' before it saw them.'
     )
   return text
 
@@ -199,9 +199,9 @@ def holdout(view: View) -> str:
     side = 'above' if error > 0 else 'below'
     where = 'inside' if best.get('inside') else 'outside'
     parts.append(
-      f'The lowest loss was predicted {percent(abs(error))} {side} the one found'
-      f' ({fixed(best["predicted"])} against {fixed(best["loss"])}), {where} its'
-      f' {view.level} interval (bar).'
+      f'The lowest loss was predicted {percent(abs(error))} {side} the one'
+      f' found ({fixed(best["predicted"])} against {fixed(best["loss"])}),'
+      f' {where} its {view.level} interval (bar).'
     )
   elif reason := (view.holdout.get('optimum') or {}).get('refused'):
     parts.append(f'The lowest loss is not known: {reason}.')
@@ -209,7 +209,7 @@ def holdout(view: View) -> str:
     inside = sum(bool(r['inside']) for r in rows)
     parts.append(
       f'{inside} of {plural(len(rows), "run")} fell inside their {view.level}'
-      f' intervals (band), {percent(view.holdout["mean_rel_error"])} off on'
+      f' intervals, {percent(view.holdout["mean_rel_error"])} off on'
       ' average.'
     )
   held = [c for c in view.drawn() if c['held'] and not c['aside']]
@@ -260,9 +260,8 @@ def envelope(view: View) -> str:
     floor = fixed(part['parameters']['E'], decimals)
     given = span(*ends, lambda x: fixed(x, decimals)) if ends else ''
     text = (
-      f'{"" if view.primary == "parametric" else "By the parametric law: "}'
-      f'loss falls toward an irreducible E = {floor} {given}'
-      f' {view.loss_unit}. '
+      f'{"Loss" if view.primary == "parametric" else "By approach 3 loss"}'
+      f' falls toward an irreducible E = {floor} {given} {view.loss_unit}. '
     )
   error = held_out_error(view)
   if error is not None:
@@ -272,7 +271,9 @@ def envelope(view: View) -> str:
       f' {fixed(view.optimum["loss"])}. '
     )
   line = 'Ink: the lowest loss that each C can buy. ' if view.primary else ''
-  curves = 'Thin lines: training curves.' if not no_curves(view) else ''
+  curves = 'Thin lines: training curves, averaged over a factor of two of data.'
+  curves = '' if no_curves(view) else curves
+  text = text or 'The loss of each run against its compute. '
   return f'{text}{line}{curves}'.strip()
 
 
@@ -317,11 +318,14 @@ def residuals(view: View) -> str:
   if not offs:
     return ''
   worst, name = max(offs)
+  fitted = (
+    'predicted before they were fitted' if view.refitted else 'not fitted'
+  )
   middle = sorted(o for o, _ in offs)[len(offs) // 2]
   return (
     f'Fitted runs lie {percent(middle)} from the surface in the median and'
     f' {percent(worst)} at most ({name}). Shaded: one standard deviation of a'
-    " run's noise; hollow runs were not fitted."
+    f" run's noise; hollow runs were {fitted}."
   )
 
 
@@ -356,7 +360,7 @@ def lead(view: View) -> str:
   if not view.primary:
     return f'{text}. {no_law(view)}'
   text += '.'
-  if view.held and (view.law.get('records') or {}).get('refitted'):
+  if view.held and view.refitted:
     named = sentences([power(b) for b in sorted(view.held)])
     text += f' C = {named} was left out, predicted, and then fitted too.'
   elif view.held:

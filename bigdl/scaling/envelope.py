@@ -52,12 +52,8 @@ class Envelope(base.Estimator):
   def fit(self, records: pd.DataFrame) -> EnvelopeLaw:
     if self.curves is not None:
       return self._over_curves(records)
-    if 'budget' not in records or not records['budget'].notna().any():
-      return EnvelopeLaw(
-        level=self.level,
-        refused='no cell has a budget, and no training curves are given; name'
-        ' the column that groups runs of equal compute with --budget',
-      )
+    if reason := base.no_budget(records):
+      return EnvelopeLaw(level=self.level, refused=reason)
     records = records[records['budget'].notna()]
     groups = [g.sort_values('n') for _, g in records.groupby('budget')]
     reasons = [_edge(g) for g in groups]
@@ -66,7 +62,9 @@ class Envelope(base.Estimator):
     law = dataclasses.replace(law, warnings=tuple(r for r in reasons if r))
     if len(good) < 3:
       missing = f'{len(good)} of {len(groups)} budgets have their lowest loss'
-      why = '; '.join(law.warnings) or base.few_budgets([0.0] * len(good))
+      why = '; '.join(law.warnings) or base.few_budgets(
+        sorted(records['budget'].unique())
+      )
       return dataclasses.replace(
         law,
         refused=f'{missing} inside their sizes, and a law needs three; {why}',

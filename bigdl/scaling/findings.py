@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -23,8 +23,8 @@ TITLES = {
   'parametric': 'Parametric',
 }
 METHODS = {
-  'envelope': 'Approach 1: the best run at each compute, and a power law through'
-  ' these.',
+  'envelope': 'Approach 1: the best run at each compute, and a power law'
+  ' through these.',
   'isoflop': 'Approach 2: a parabola in log N through each budget, and a power'
   ' law through the vertices.',
   'parametric': 'Approach 3: L(N, D) = E + A/N^α + B/D^β fitted to all runs, by'
@@ -48,7 +48,7 @@ PARAMS = {
 _SUPERSCRIPTS = str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹')
 
 
-def finite(value: Any) -> bool:
+def finite(value: Any) -> TypeGuard[float]:
   """Says whether `value` is a real number, neither nan nor infinite."""
   try:
     return math.isfinite(value)
@@ -65,7 +65,7 @@ def raised(value: float) -> str:
   return superscript(f'{value:.2f}').replace('.', '·')
 
 
-def power(value: float, digits: int = 2) -> str:
+def power(value: Any, digits: int = 2) -> str:
   """Formats as `3.2×10¹²`; a bare power of ten loses its mantissa."""
   if not finite(value):
     return '–'
@@ -76,7 +76,7 @@ def power(value: float, digits: int = 2) -> str:
   return ten if float(mantissa) == 1 else f'{mantissa}×{ten}'
 
 
-def si(value: float, digits: int = 3) -> str:
+def si(value: Any, digits: int = 3) -> str:
   """Formats as `124M` or `1.4T`; beyond a quadrillion as a power of ten."""
   if not finite(value):
     return '–'
@@ -95,7 +95,7 @@ def _plain(value: float, digits: int) -> str:
   return f'{float(f"{value:.{digits - 1}e}"):.{max(digits, 4)}g}'
 
 
-def fixed(value: float, decimals: int = 3) -> str:
+def fixed(value: Any, decimals: int = 3) -> str:
   return f'{value:.{decimals}f}' if finite(value) else '–'
 
 
@@ -111,7 +111,7 @@ def decimals_for(
   return min(max(math.ceil(-math.log10(width)) + extra, low), high)
 
 
-def percent(share: float, digits: int = 2) -> str:
+def percent(share: Any, digits: int = 2) -> str:
   return f'{100 * share:.{digits}g}\u00a0%' if finite(share) else '–'
 
 
@@ -222,9 +222,9 @@ class View:
     return [r for r in rows if not r.get('refused') and finite(r.get('n'))]
 
   @property
-  def fitted_budgets(self) -> list[float]:
-    """Budgets of the fit that the held-out prediction was made with."""
-    return [b for b in self.budgets if b not in self.held]
+  def refitted(self) -> bool:
+    """Whether the law was fitted to the held-out runs too, once predicted."""
+    return bool((self.law.get('records') or {}).get('refitted'))
 
   @property
   def level(self) -> str:
@@ -281,13 +281,13 @@ class View:
       return None
     return float(self.fitted('parametric').loss(cell['n'], cell['d']))
 
-  def interval(self, name: str, key: str) -> list[float] | None:
+  def interval(self, name: str, key: str) -> tuple[float, float] | None:
     """Returns the interval of an approach's exponent or parameter."""
     intervals = self.part(name).get('intervals') or {}
     for kind in ('exponents', 'parameters'):
       ends = (intervals.get(kind) or {}).get(key)
       if ends and all(finite(x) for x in ends):
-        return list(ends)
+        return ends[0], ends[1]
     return None
 
 

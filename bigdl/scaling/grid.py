@@ -221,8 +221,8 @@ def isoflop(
 
 def _check(budgets, convention, params):
   if convention not in count.CONVENTIONS:
-    names = ', '.join(count.CONVENTIONS)
-    raise ValueError(f'convention={convention!r} must be one of {names}')
+    known = ', '.join(count.CONVENTIONS)
+    raise ValueError(f'convention={convention!r} must be one of {known}')
   names = ('total', 'nonembedding', 'nonembedding_head')
   if params not in names:
     raise ValueError(f'params={params!r} must be one of {", ".join(names)}')

@@ -39,12 +39,8 @@ class Isoflop(base.Estimator):
   """Fits an `IsoflopLaw`; the table needs the column budget."""
 
   def fit(self, records: pd.DataFrame) -> IsoflopLaw:
-    if 'budget' not in records or not records['budget'].notna().any():
-      return IsoflopLaw(
-        level=self.level,
-        refused='no cell has a budget; name the column that groups runs of'
-        ' equal compute with --budget',
-      )
+    if reason := base.no_budget(records):
+      return IsoflopLaw(level=self.level, refused=reason)
     records = records[records['budget'].notna()]
     rows = parabola.fit_all(records)
     good = [r for r in rows if not r.refused]

@@ -67,7 +67,24 @@ def _against_compute(view, canvas, axes, what):
     ends.append((c[-1], middle[-1], text, INK if main else MUTED))
     seen += [*middle, *((low, high) if main else ())]
   _optima(view, canvas, axes, what)
+  _allocated(view, canvas, axes, what)
+  values = np.concatenate([np.ravel(s) for s in seen])
+  values = values[np.isfinite(values) & (values > 0)]
+  canvas_lib.scale_axis(
+    axes, 'x', first, last * (last / first) ** 0.25, 'power'
+  )
+  canvas_lib.scale_axis(
+    axes, 'y', *canvas_lib.log_padded([values.min(), values.max()], 0.04), 'si'
+  )
+  canvas_lib.end_labels(axes, ends, lines=2)
+  _edge_of_data(view, axes)
+
+
+def _allocated(view, canvas, axes, what):
+  """Draws and names the optima of budgets beyond the sweep."""
   for row in view.allocation:
+    if not finite(row[what]):
+      continue
     (mark,) = axes.plot(
       [row['c']],
       [row[what]],
@@ -90,16 +107,6 @@ def _against_compute(view, canvas, axes, what):
       color=INK,
       bbox={'facecolor': PAPER, 'edgecolor': 'none', 'pad': 0.8, 'alpha': 0.8},
     )
-  values = np.concatenate([np.ravel(s) for s in seen])
-  values = values[np.isfinite(values) & (values > 0)]
-  canvas_lib.scale_axis(
-    axes, 'x', first, last * (last / first) ** 0.25, 'power'
-  )
-  canvas_lib.scale_axis(
-    axes, 'y', *canvas_lib.log_padded([values.min(), values.max()], 0.04), 'si'
-  )
-  canvas_lib.end_labels(axes, ends, lines=2)
-  _edge_of_data(view, axes)
 
 
 def _edge_of_data(view, axes):
@@ -184,52 +191,8 @@ def exponents(view: View, canvas: Canvas, axes: Any) -> None:
   pad = 0.08 * (high - low)
   axes.grid(False, axis='y')
   axes.axvline(0.5, color=MUTED, linewidth=0.9, dashes=(1, 2.5), zorder=1)
-  for i, row in enumerate(rows):
-    y = height - 1 - i
-    head = not finite(row.a)
-    axes.annotate(
-      row.name,
-      (0, y),
-      xycoords=('axes fraction', 'data'),
-      xytext=(-112, 0),
-      textcoords='offset points',
-      va='center',
-      fontsize=canvas_lib.TICK,
-      color=MUTED if head else INK,
-    )
-    if head:
-      if row.note:
-        axes.annotate(
-          row.note,
-          (0, y),
-          xycoords=('axes fraction', 'data'),
-          xytext=(4, 0),
-          textcoords='offset points',
-          va='center',
-          fontsize=canvas_lib.TICK,
-          color=MUTED,
-        )
-      continue
-    color = INK if row.main else MUTED
-    (line,) = axes.plot(
-      [row.low, row.high],
-      [y, y],
-      color=color,
-      linewidth=2.6 if row.main else 1.4,
-    )
-    canvas.tip(line, f'{row.name}: a = {row.text}')
-    axes.plot([row.a], [y], 'o', color=color, markersize=6, zorder=4)
-    axes.annotate(
-      fixed(row.a, 3),
-      (1, y),
-      xycoords=('axes fraction', 'data'),
-      xytext=(0, 0),
-      textcoords='offset points',
-      ha='right',
-      va='center',
-      fontsize=canvas_lib.TICK,
-      color=color,
-    )
+  for y, row in enumerate(reversed(rows)):
+    _exponent(canvas, axes, y, row)
   canvas_lib.scale_axis(
     axes, 'x', low - pad, high + pad + 0.2 * (high - low), 'linear'
   )
@@ -246,3 +209,34 @@ def exponents(view: View, canvas: Canvas, axes: Any) -> None:
     fontsize=canvas_lib.TICK - 0.5,
     color=MUTED,
   )
+
+
+def _exponent(canvas, axes, y, row):
+  """Draws one line of the exponents, or a heading."""
+  head = not finite(row.a)
+  color = INK if row.main else MUTED
+  words = [(row.name, 0, -112, 'left', MUTED if head else INK)]
+  if head:
+    words.append((row.note, 0, 4, 'left', MUTED))
+  else:
+    words.append((fixed(row.a), 1, 0, 'right', color))
+    (line,) = axes.plot(
+      [row.low, row.high],
+      [y, y],
+      color=color,
+      linewidth=2.6 if row.main else 1.4,
+    )
+    canvas.tip(line, f'{row.name}: a = {row.text}')
+    axes.plot([row.a], [y], 'o', color=color, markersize=6, zorder=4)
+  for word, x, offset, side, shade in words:
+    axes.annotate(
+      word,
+      (x, y),
+      xycoords=('axes fraction', 'data'),
+      xytext=(offset, 0),
+      textcoords='offset points',
+      ha=side,
+      va='center',
+      fontsize=canvas_lib.TICK,
+      color=shade,
+    )

@@ -7,7 +7,8 @@ and dark, and its policy forbids any other script than its own.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+import functools
 import hashlib
 from typing import Any
 
@@ -20,6 +21,7 @@ from bigdl.scaling.findings import (
   finite,
   fixed,
   percent,
+  plural,
   power,
   si,
 )
@@ -94,18 +96,26 @@ def _colors(view: View) -> str:
   )
 
 
-def _raised(base: str, exponent: str) -> str:
-  return f'{base}<sup>{escape(exponent)}</sup>'
+def _raised(letter: str, exponent: str) -> str:
+  """Returns `N ∝ C` to a power, as HTML that breaks over no line."""
+  return f'{letter}\u00a0∝\u00a0C<sup>{escape(exponent)}</sup>'
+
+
+def _over(value: float, letter: str, exponent: float) -> str:
+  """Returns a term of the parametric law, as HTML that breaks over no line."""
+  number = power(value, 3)
+  return f'{number}\u00a0/\u00a0{letter}<sup>{fixed(exponent)}</sup>'
 
 
 def _headline(view: View) -> str:
   if not view.primary:
     return 'No law yet'
   found = view.main['exponents']
-  text = (
-    f'{_raised("N ∝ C", fixed(found["a"], 2))},'
-    f' {_raised("D ∝ C", fixed(found["b"], 2))}'
-  )
+  growth = [
+    _raised(letter, fixed(found[key], 2))
+    for letter, key in (('N', 'a'), ('D', 'b'))
+  ]
+  text = ', '.join(growth)
   error = captions.held_out_error(view)
   if error is None:
     return text
@@ -167,7 +177,7 @@ def _cards(view: View) -> str:
     loss = captions.span(row['loss_low'], row['loss_high'], fixed)
     cards.append(
       _card(
-        f'Best use of {power(row["c"])}',
+        f'Best at {power(row["c"])} FLOPs',
         f'{si(row["n"], 2)} on {si(row["d"], 2)}',
         f'parameters {n} on {view.units} {d}, loss {fixed(row["loss"])} {loss}',
       )
@@ -187,7 +197,7 @@ def _exponent(view: View, key: str, letter: str, title: str) -> str:
   line = (min(0.0, *reach), max(1.0, *reach))
   return _card(
     title,
-    _raised(f'{letter} ∝ C', fixed(value, decimals)),
+    _raised(letter, fixed(value, decimals)),
     said,
     _range(line, value, ends, mark=(0.5, '0.5')),
   )
@@ -203,7 +213,7 @@ def _held_out(view: View) -> str:
   values = [best['loss'], best['predicted'], *(known or ())]
   pad = 0.15 * (max(values) - min(values)) or 0.01
   return _card(
-    f'Lowest loss at {power(best["c"])}',
+    f'Lowest loss at {power(best["c"])} FLOPs',
     fixed(best['loss']),
     f'held out; predicted {captions.predicted_loss(view)}, found {where}'
     f' that {view.level} interval',
@@ -227,7 +237,7 @@ def _equation(view: View) -> str:
     ends = view.interval('parametric', name)
     if ends:
       decimals = decimals_for(ends)
-      shown = captions.span(*ends, lambda x, k=decimals: fixed(x, k))
+      shown = captions.span(*ends, functools.partial(fixed, decimals=decimals))
       said.append(f'{letter} {shown}')
   lost = part.get('unidentified')
   said += [f'not identified: {", ".join(lost)}'] if lost else []
@@ -238,8 +248,7 @@ def _equation(view: View) -> str:
   headline = '' if view.primary == 'parametric' else ' (not the headline)'
   return (
     f'<div class="card equation">L(N, D) = {fixed(p["E"])}'
-    f' + {power(p["A"], 3)} / {_raised("N", fixed(p["alpha"]))}'
-    f' + {power(p["B"], 3)} / {_raised("D", fixed(p["beta"]))}'
+    f' + {_over(p["A"], "N", p["alpha"])} + {_over(p["B"], "D", p["beta"])}'
     f'<small>Parametric law{headline}. {escape(text)}</small></div>'
   )
 
@@ -250,8 +259,9 @@ def notes(view: View) -> list[tuple[str, str, str]]:
   Kinds are 'refused', 'warning' and 'aside', in this order.
   """
   law = view.law
-  entries = [
-    ('refused', TITLES[name], view.part(name)['refused'])
+  entries = _unfinished(view)
+  entries += [
+    ('refused', f'{TITLES[name]} refused', view.part(name)['refused'])
     for name in APPROACHES
     if view.part(name).get('refused')
   ]
@@ -271,8 +281,31 @@ def notes(view: View) -> list[tuple[str, str, str]]:
     entries += [('warning', TITLES[name], text) for text in said]
   if view.primary:
     entries += [('warning', 'Note', text) for text in summary.far(law)]
-  entries += [('aside', a['name'], f'set aside: {a["reason"]}') for a in aside]
-  return list(dict.fromkeys(entries))
+  alike: dict[str, list[str]] = {}
+  for a in aside:
+    alike.setdefault(a['reason'], []).append(a['name'])
+  for reason, names in alike.items():
+    head = 'Set aside' if len(names) == 1 else f'{len(names)} set aside'
+    entries.append(('aside', head, f'{", ".join(names)}: {reason}'))
+  # A refusal often quotes what is said again of its parts.
+  return [
+    entry
+    for i, entry in enumerate(entries)
+    if not any(entry[2] in earlier[2] for earlier in entries[:i])
+  ]
+
+
+def _unfinished(view: View) -> list[tuple[str, str, str]]:
+  """Returns the first thing to do where no law stands: to end the sweep."""
+  over = ('finished', 'diverged', None)
+  left = [c for c in view.cells if c.get('status') not in over]
+  if view.primary or not left:
+    return []
+  text = (
+    f'{len(left)} of {plural(len(view.cells), "run")} did not finish; run the'
+    ' same sweep again, which trains only what is left'
+  )
+  return [('refused', 'Unfinished', text)]
 
 
 def _notes(view: View) -> str:

@@ -24,7 +24,7 @@ body {
   margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.5 var(--sans); font-variant-numeric: tabular-nums;
 }
-main { max-width: 1240px; margin: 0 auto; padding: 20px 16px 48px; }
+main { max-width: 1240px; margin: 0 auto; padding: 20px 14px 48px; }
 h1 {
   font-size: clamp(1.6rem, 1.1rem + 2.2vw, 2.5rem); line-height: 1.15;
   letter-spacing: -0.02em; margin: 4px 0 10px; text-wrap: balance;
@@ -67,8 +67,7 @@ small { color: var(--muted); font-size: .8rem; white-space: nowrap; }
   border-left: 1px dashed var(--muted); }
 .range .say { top: 14px; transform: translateX(-50%); font-size: .72rem;
   color: var(--muted); white-space: nowrap; }
-.equation { font-size: 1.08rem; padding: 14px 16px; overflow-x: auto;
-  white-space: nowrap; }
+.equation { font-size: 1.08rem; padding: 14px 16px; }
 .equation small { display: block; margin-top: 6px; white-space: normal; }
 
 .notes { display: grid; gap: 8px; margin: 16px 0; padding: 0;
@@ -83,10 +82,11 @@ details > ul { margin-top: 8px; }
 
 .figures { display: grid; gap: 16px; margin-top: 14px;
   grid-template-columns: minmax(0, 1fr); }
-figure { margin: 0; padding: 14px 14px 12px; display: flex;
+figure { margin: 0; padding: 14px 10px 12px; display: flex;
   flex-direction: column; min-width: 0; }
 figure h3 { margin-bottom: 8px; }
 figcaption { font-size: .92rem; margin-top: 8px; text-wrap: pretty; }
+.lacks { margin-top: 14px; overflow-wrap: anywhere; }
 .files { font-size: .8rem; margin-top: auto; padding-top: 8px;
   color: var(--muted); }
 .plot { display: block; width: 100%; height: auto; }
@@ -96,7 +96,7 @@ figcaption { font-size: .92rem; margin-top: 8px; text-wrap: pretty; }
 .hot use { stroke: var(--ink) !important; stroke-width: 2px !important; }
 .hot path { stroke-width: 2.6px !important; opacity: 1 !important;
   stroke-opacity: 1 !important; }
-tr.hot td { background: var(--soft); }
+tr.hot > * { background: var(--soft); }
 .key { display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 10px 0 0;
   padding: 0; list-style: none; font-size: .92rem; }
 .dot { display: inline-block; width: .72em; height: .72em; border-radius: 50%;
@@ -110,7 +110,11 @@ th, td { padding: 7px 12px; text-align: right; white-space: nowrap;
 th { position: sticky; top: 0; background: var(--card); z-index: 1;
   font-weight: 600; box-shadow: inset 0 -1px var(--line); }
 thead th { border-bottom: 0; }
-tbody th { position: static; box-shadow: none; font-weight: 600; }
+thead th:first-child { left: 0; z-index: 2; }
+tbody th { top: auto; left: 0; box-shadow: none; font-weight: 600;
+  min-width: 7rem; max-width: 12rem; white-space: normal;
+  overflow-wrap: anywhere; }
+tbody td { min-width: 4rem; }
 th.text, td.text { text-align: left; }
 td.prose { text-align: left; white-space: normal; min-width: 16rem; }
 tbody tr:last-child > * { border-bottom: 0; }

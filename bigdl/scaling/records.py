@@ -8,7 +8,7 @@ bits_per_byte, seconds, device, message). n and flops are under one convention;
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 import csv
 import difflib
 import json
@@ -240,8 +240,8 @@ def _whole(frame: pd.DataFrame) -> pd.DataFrame:
       kept = frame[name].where(frame[name].notna(), np.nan)
       frame[f'{name}_text'] = kept.map(str)
       frame[name] = pd.to_numeric(kept, errors='coerce').astype(float)
-  for name in frame:
-    if str(name).startswith(('params_', 'flops_')):
+  for name in map(str, frame):
+    if name.startswith(('params_', 'flops_')):
       frame[name] = pd.to_numeric(frame[name], errors='coerce').astype(float)
   texts = [f'{c}_text' for c in _COLUMNS if f'{c}_text' in frame]
   rest = [c for c in frame if c not in _COLUMNS and c not in texts]
@@ -367,7 +367,7 @@ def split(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[dict[str, str]]]:
   return kept, aside
 
 
-def _aside(row: dict[str, Any]) -> str:
+def _aside(row: Mapping[Hashable, Any]) -> str:
   status = row['status']
   step, steps = row.get('step'), row.get('steps')
   known = step is not None and steps is not None and step == step

@@ -150,7 +150,7 @@ def _thinned(losses: Mapping[float, float]) -> tuple[list, list]:
   if not losses:
     return [], []
   step, loss = np.array(sorted(losses.items()), float).T
-  early = np.geomspace(1, len(step), _BINS) - 1
+  early = np.geomspace(1, len(step), _BINS)[:-1] - 1
   even = np.linspace(0, len(step), _BINS)
   edges = np.unique(np.concatenate([early, even]).astype(int))
   starts = edges[edges < len(step)]

@@ -5,7 +5,7 @@ Each function draws one figure on the axes it is given.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,35 +27,13 @@ def isoflop(view: View, canvas: Canvas, axes: Any) -> None:
   """Loss against N: one valley a budget, its fit and its minimum."""
   palette = marks.Palette(view)
   cells = [c for c in view.drawn() if not c['aside']]
-  rows = {
-    view.budget(m['budget']): m
-    for m in view.part('isoflop').get('minima') or ()
-  }
-  ends = []
-  lowest = min(c['loss'] for c in cells)
-  for budget in view.budgets:
-    mine = [c for c in cells if c['group'] == budget]
-    if not mine:
-      continue
-    color = palette.of(budget)
-    n = marks.spaced(mine[0]['n'] * 0.93, mine[-1]['n'] * 1.07)
-    curve, dashes = _valley(view, budget, rows.get(budget), n)
-    if curve is None:
-      n = np.array([c['n'] for c in mine])
-      curve, dashes = np.array([c['loss'] for c in mine]), (1, 2)
-    axes.plot(
-      n, curve, color=color, linewidth=1.6, dashes=dashes, zorder=3, alpha=0.9
-    )
-    ends.append((budget, max(n[-1], mine[-1]['n']), curve[-1], color))
-    lowest = min(lowest, curve.min())
+  ends = _valleys(view, axes, palette, cells)
   for cell in cells:
     marks.dot(canvas, axes, palette, cell, cell['n'], cell['loss'])
   _best_path(view, axes)
   for m in view.minima:
-    budget = view.budget(m['budget'])
-    mark = marks.diamond(
-      axes, m['n'], m['loss'], INK, hollow=budget in view.held
-    )
+    held = view.budget(m['budget']) in view.held
+    mark = marks.diamond(axes, m['n'], m['loss'], INK, hollow=held)
     text = f'C {power(m["budget"])}: lowest at N {si(m["n"])}'
     canvas.tip(mark, f'{text}, loss {fixed(m["loss"], 4)}')
   best = view.optimum
@@ -66,19 +44,52 @@ def isoflop(view: View, canvas: Canvas, axes: Any) -> None:
   losses = [c['loss'] for c in cells]
   x = canvas_lib.log_padded(sizes, 0.05, 0.24)
   canvas_lib.scale_axis(axes, 'x', *x, 'si')
+  lowest = min(losses + [end.lowest for end in ends])
   canvas_lib.scale_axis(
     axes, 'y', *canvas_lib.padded([lowest, marks.ceiling(losses)]), 'linear'
   )
   named = marks.legible(view.budgets)
-  canvas_lib.end_labels(
-    axes,
-    [
-      (x, y, power(b) + ('\nheld out' if b in view.held else ''), color)
-      for b, x, y, color in ends
-      if b in named
-    ],
-  )
+  labels = []
+  for end in ends:
+    if end.budget in named:
+      text = power(end.budget)
+      text += '\nheld out' if end.budget in view.held else ''
+      labels.append((end.x, end.y, text, palette.of(end.budget)))
+  canvas_lib.end_labels(axes, labels)
   canvas_lib.label_axes(axes, view.n_label, view.loss_label)
+
+
+class _End(NamedTuple):
+  """Where a budget's curve ends on the right, and how low it goes."""
+
+  budget: float
+  x: float
+  y: float
+  lowest: float
+
+
+def _valleys(view, axes, palette, cells) -> list[_End]:
+  """Draws a curve through the runs of each budget."""
+  rows: dict[float | None, dict] = {
+    view.budget(m['budget']): m
+    for m in view.part('isoflop').get('minima') or ()
+  }
+  ends = []
+  for budget in view.budgets:
+    mine = [c for c in cells if c['group'] == budget]
+    if not mine:
+      continue
+    n = marks.spaced(mine[0]['n'] * 0.93, mine[-1]['n'] * 1.07)
+    curve, dashes = _valley(view, budget, rows.get(budget), n)
+    if curve is None:
+      n = np.array([c['n'] for c in mine])
+      curve, dashes = np.array([c['loss'] for c in mine]), (1, 2)
+    color = palette.of(budget)
+    axes.plot(
+      n, curve, color=color, linewidth=1.6, dashes=dashes, zorder=3, alpha=0.9
+    )
+    ends.append(_End(budget, n[-1], curve[-1], curve.min()))
+  return ends
 
 
 def _valley(view, budget, row, n):
@@ -186,6 +197,11 @@ def training(view: View, canvas: Canvas, axes: Any) -> None:
     if not len(units):
       continue
     marks.curve(canvas, axes, palette, cell, units, losses)
+    # The last evaluation is the run's loss, a larger dot.
+    between = [p for p in curve.get('eval') or () if p[0] < 0.999 * units[-1]]
+    if between:
+      color = palette.of(cell['group'])
+      axes.plot(*np.transpose(between), '.', color=color, markersize=2.5)
     starts += [units[0], units[-1]]
     lows.append(losses.min())
     highs.append(losses.max())
@@ -205,31 +221,27 @@ def training(view: View, canvas: Canvas, axes: Any) -> None:
 def holdout(view: View, canvas: Canvas, axes: Any) -> None:
   """The held-out runs: what was predicted, and what was found."""
   palette = marks.Palette(view)
-  rows = view.holdout.get('rows') or []
   cells = [c for c in view.drawn() if c['held'] and not c['aside']]
-  law = view.fitted(view.primary)
   values = [c['loss'] for c in cells]
-  for budget in sorted({c['group'] for c in cells if c['group']}):
+  # A law that was fitted to these runs since predicts them no longer.
+  groups = () if view.refitted else {c['group'] for c in cells if c['group']}
+  for budget in sorted(groups):
     mine = [c for c in cells if c['group'] == budget]
-    n = marks.spaced(mine[0]['n'] * 0.9, mine[-1]['n'] * 1.1)
-    predicted = law.loss(n, law.cost.units(n, budget))
-    axes.plot(n, predicted, color=INK, linewidth=1.7, zorder=3)
-    values += list(predicted)
-    if law.everywhere:
-      low, high = run_band(law, n, law.cost.units(n, budget))
-      axes.fill_between(n, low, high, color=INK, alpha=0.12, linewidth=0)
-      values += [low.min(), high.max()]
-  by_name = {r['name']: r for r in rows}
+    values += _predicted_curve(view, axes, budget, [c['n'] for c in mine])
+  by_name = {r['name']: r for r in view.holdout.get('rows') or ()}
   for cell in cells:
     row = by_name.get(cell['name'])
     text = marks.tip_of(cell)
     if row:
       text += f', predicted {fixed(row["predicted"], 4)}'
-      if cell['group'] is None:
-        marks.whisker(axes, cell['n'], row['low'], row['high'], MUTED)
+    if row and cell['group'] not in groups:
+      marks.whisker(axes, cell['n'], row['low'], row['high'], MUTED)
+      axes.plot(cell['n'], row['predicted'], '_', color=INK, markersize=9)
+      values += [row['low'], row['high']]
     marks.dot(canvas, axes, palette, cell, cell['n'], cell['loss'], 7.5, text)
   best = view.optimum
-  if best and finite(best.get('n')):
+  known = bool(best) and finite(best.get('n'))
+  if known:
     at = best['n_predicted']
     marks.whisker(axes, at, best['low'], best['high'], INK, width=2.4)
     values += [best['low'], best['high']]
@@ -239,13 +251,27 @@ def holdout(view: View, canvas: Canvas, axes: Any) -> None:
     canvas.tip(mark, captions.held_out_loss(view))
   x = canvas_lib.log_padded([c['n'] for c in cells], 0.1)
   canvas_lib.scale_axis(axes, 'x', *x, 'si')
-  low, high = canvas_lib.padded(values, 0.08)
+  low, high = canvas_lib.padded([v for v in values if finite(v)], 0.08)
   # Room below for the interval of the best size.
-  low -= 0.2 * (high - low) if best and finite(best.get('n')) else 0
+  low -= 0.2 * (high - low) if known else 0
   canvas_lib.scale_axis(axes, 'y', low, high, 'linear')
   _size_interval(view, axes)
   canvas_lib.label_axes(axes, view.n_label, view.loss_label)
   _holdout_key(axes, palette.of(cells[-1]['group']), bool(best))
+
+
+def _predicted_curve(view, axes, budget, sizes):
+  """Draws what the law said of one budget; returns the losses drawn."""
+  law = view.fitted(view.primary)
+  n = marks.spaced(min(sizes) * 0.9, max(sizes) * 1.1)
+  d = law.cost.units(n, budget)
+  predicted = law.loss(n, d)
+  axes.plot(n, predicted, color=INK, linewidth=1.7, zorder=3)
+  if not law.everywhere:
+    return list(predicted)
+  low, high = run_band(law, n, d)
+  axes.fill_between(n, low, high, color=INK, alpha=0.12, linewidth=0)
+  return [*predicted, *low, *high]
 
 
 def _size_interval(view, axes):

@@ -100,6 +100,11 @@ def _approach(view: View, name: str) -> str:
   return f'{TITLES[name]}{headline}'
 
 
+def _interval(view: View, name: str, key: str) -> str:
+  low, high = view.interval(name, key) or (None, None)
+  return captions.span(low, high, fixed)
+
+
 def allocation(view: View) -> str:
   """What larger budgets should be spent on."""
   rows = [
@@ -140,7 +145,7 @@ def exponents(view: View) -> str:
       _number(
         part['exponents'][key],
         fixed(part['exponents'][key]),
-        captions.span(*(view.interval(name, key) or (None, None)), fixed),
+        _interval(view, name, key),
       )
       for key in 'ab'
     ]
@@ -239,11 +244,13 @@ def _run(view: View, cell: dict, places: dict[Any, int], compared: bool) -> str:
   name += tag('held out') if cell['held'] else ''
   status = cell.get('status')
   if cell['aside'] or status not in (None, 'finished'):
-    name += tag(status if status != 'finished' else 'set aside', 'bad')
+    word = 'set aside' if status in (None, 'finished') else str(status)
+    name += tag(word, 'bad')
   loss, error = cell.get('loss'), cell.get('loss_se')
   seconds = cell.get('seconds')
+  curve = view.curves.get(cell['name']) or {}
   cells = [
-    f'<td class="text">{_spark(view.curves.get(cell["name"]) or {}, color)}</td>',
+    f'<td class="text">{_spark(curve, color)}</td>',
     _number(cell.get('flops'), power(cell.get('flops'))),
     _si(cell.get('n')),
     _si(cell.get('d')),
@@ -253,7 +260,7 @@ def _run(view: View, cell: dict, places: dict[Any, int], compared: bool) -> str:
   if compared:
     predicted = view.predicted(cell)
     off = ''
-    if predicted and finite(loss):
+    if predicted is not None and finite(loss):
       off = f'{100 * (loss / predicted - 1):+.2f} %'.replace('-', '−')
     cells.append(_number(predicted, fixed(predicted, 4), off))
   cells += [_plain(cell.get(k)) for k in ('steps', 'batch', 'lr')]
@@ -305,7 +312,9 @@ def provenance(view: View, facts: Mapping[str, Any]) -> str:
     ('seed of the fit', law.get('seed')),
     ('noise of a run', percent(noise) if finite(noise) else None),
     ('resampling', view.main.get('resampling')),
-    *((_FACTS.get(k, k.replace('_', ' ')), _words(v)) for k, v in facts.items()),
+    *(
+      (_FACTS.get(k, k.replace('_', ' ')), _words(v)) for k, v in facts.items()
+    ),
   ]
   known = [(k, v) for k, v in said if v not in (None, '')]
   return f'<h2>Where the numbers come from</h2>{terms(known)}'

@@ -150,14 +150,12 @@ def _while(eqn, inputs, work, times, name):
   skip = params['cond_nconsts']
   consts = params['body_nconsts']
   fixed, carry = inputs[skip : skip + consts], inputs[skip + consts :]
-  trips = 1
-  if _multiplies(body):
-    trips = _trips(eqn)
-    if trips is None:
-      raise ValueError(
-        f'FLOPs of the while loop at {name!r} are not countable: how often it'
-        ' runs is decided while it runs; use scan or fori_loop with Python ints'
-      )
+  trips = _trips(eqn) if _multiplies(body) else 1
+  if trips is None:
+    raise ValueError(
+      f'FLOPs of the while loop at {name!r} are not countable: how often it'
+      ' runs is decided while it runs; use scan or fori_loop with Python ints'
+    )
 
   def step(carry, work, times):
     return _walk(body, [*fixed, *carry], work, times=times, stack=name)

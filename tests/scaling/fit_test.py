@@ -176,6 +176,7 @@ def test_too_few_budgets_are_all_fitted_then_refused(tmp_path):
   assert all(p['refused'] for p in law['approaches'].values())
   text = summary.text(law)
   assert 'no law: every approach is refused' in text
+  assert text.count('2 budgets (3e11, 1e12) cannot show a power law') == 2
   assert 'add cells at 1 more budget' in text
 
 
@@ -185,7 +186,9 @@ def test_nothing_but_set_aside_cells_is_refused_not_an_error(sweep):
   law = _law(sweep)
   assert law['primary'] is None
   assert len(law['records']['set_aside']) == 25
-  assert 'refused' in summary.text(law)
+  reason = law['approaches']['isoflop']['refused']
+  assert reason == 'no run is finished and finite'
+  assert reason in summary.text(law)
 
 
 def test_a_surface_of_another_form_is_found_out():
@@ -200,6 +203,61 @@ def test_a_surface_of_another_form_is_found_out():
   law = fit.fit(runs, bootstrap=100)
   assert law['primary'] == 'isoflop'
   assert any('form does not hold here' in w for w in law['warnings'])
+
+
+def _bent(amount):
+  """Runs whose loss flattens with compute in a way the form does not know."""
+  runs = synthetic.isoflop(SMALL, budgets=BUDGETS, noise=0.003, seed=1)
+  runs['loss'] += amount * np.log(runs['budget'] / BUDGETS[0]) ** 2
+  return runs
+
+
+def test_the_approach_that_foretold_the_last_fitted_budget_leads():
+  law = fit.fit(_bent(0.005), bootstrap=60)
+  errors = law['rehearsal']['errors']
+  assert law['rehearsal']['budget'] == BUDGETS[3]
+  assert abs(errors['parametric']) > max(2 * abs(errors['isoflop']), 0.01)
+  assert law['primary'] == 'isoflop'
+  assert 'from the smaller budgets it predicts 1e13' in law['primary_reason']
+
+
+def test_rehearsal_sees_neither_its_own_budget_nor_the_one_left_out():
+  runs = _bent(0)
+  before = fit.fit(runs, bootstrap=60)
+  assert before['primary'] == 'parametric'
+  assert abs(before['rehearsal']['errors']['parametric']) < 0.01
+  runs.loc[runs['budget'] == BUDGETS[4], 'loss'] += 1
+  assert fit.fit(runs, bootstrap=60)['rehearsal'] == before['rehearsal']
+  # The same predictions, over a lowest loss that is a tenth higher.
+  runs.loc[runs['budget'] == BUDGETS[3], 'loss'] *= 1.1
+  after = fit.fit(runs, bootstrap=60)['rehearsal']['errors']
+  for name, error in before['rehearsal']['errors'].items():
+    assert 1 + after[name] == pytest.approx((1 + error) / 1.1, rel=1e-9)
+
+
+def test_three_fitted_budgets_are_too_few_to_rehearse():
+  runs = synthetic.isoflop(SMALL, budgets=BUDGETS[:4], noise=0.003, seed=1)
+  assert fit.fit(runs, bootstrap=60)['rehearsal'] == {}
+
+
+@pytest.mark.parametrize(('entropy', 'inside'), [(SMALL.E, True), (0.5, False)])
+def test_fitted_floor_is_compared_with_a_known_entropy(sweep, entropy, inside):
+  assert _law(sweep)['truth'] is None
+  path = sweep.folder / 'plan.json'
+  plan = json.loads(path.read_text())
+  path.write_text(json.dumps({**plan, 'entropy': entropy}))
+  law = _law(sweep)
+  full = law['approaches']['parametric']
+  assert law['truth'] == {
+    'E': entropy,
+    'found': full['parameters']['E'],
+    'low': full['intervals']['parameters']['E'][0],
+    'high': full['intervals']['parameters']['E'][1],
+    'inside': inside,
+  }
+  text = ' '.join(summary.text(law).split())
+  assert f'{entropy:.3f}' in text
+  assert 'entropy' in text
 
 
 def test_condition_leaves_runs_out(sweep):

@@ -174,6 +174,18 @@ def test_cells_with_too_many_epochs_are_dropped_with_a_sentence():
   assert all('epochs' in line for line in plan.dropped)
 
 
+def test_cells_outside_the_window_of_d_over_n_are_not_planned():
+  everything = isoflop()
+  low, high = sorted(c.d / c.n for c in everything)[1:6:4]
+  plan = isoflop(units_per_parameter=(low, high))
+  assert [c.name for c in plan] == [
+    c.name for c in everything if low <= c.d / c.n <= high
+  ]
+  assert len(plan) == 5
+  # That is where the grid was put, not something that went wrong.
+  assert plan.dropped == ()
+
+
 def test_rules_see_n_d_and_the_batch_in_units():
   seen = []
 
@@ -254,6 +266,7 @@ def test_a_ladder_scales_and_drops_what_repeats():
     ({'budgets': (float('nan'),)}, 'budget=nan must be a positive'),
     ({'models': []}, 'models=.* at least one'),
     ({'batch': 0}, 'batch=0 '),
+    ({'units_per_parameter': (9, 9)}, r'units_per_parameter=\(9, 9\) must'),
   ],
 )
 def test_bad_input_is_one_line(changes, message):
