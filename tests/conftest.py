@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import pathlib
+import sys
 import tempfile
+
+import pytest
 
 FLAGS = os.environ.get('XLA_FLAGS', '')
 if 'host_platform_device_count' not in FLAGS:
@@ -16,3 +19,10 @@ CACHE = pathlib.Path(tempfile.gettempdir()) / f'bigdl-test-xla-{os.getuid()}'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES', '0')
+
+# The batteries are plain modules that several test files run.
+BATTERIES = pathlib.Path(__file__).parent / 'contracts'
+sys.path.insert(0, str(BATTERIES))
+pytest.register_assert_rewrite(
+  *(file.stem for file in BATTERIES.glob('*_battery.py'))
+)

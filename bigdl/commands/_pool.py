@@ -227,20 +227,23 @@ def train_here(
     on_event({'event': 'start', 'cell': job.name})
     experiment = config.from_json(job.config)
 
-    def tell(name: str, *, cell: str = job.name, **news: Any) -> None:
-      on_event({'event': name, 'cell': cell, **news})
+    def tell(news: dict[str, Any], *, cell: str = job.name) -> None:
+      on_event({'event': 'progress', 'cell': cell, **news})
+
+    def say(line: str, *, cell: str = job.name) -> None:
+      on_event({'event': 'say', 'cell': cell, 'line': line})
 
     record = loop.run(
       experiment,
       job.folder,
       config=job.config,
       facts={**job.facts, **_run.peak_facts(experiment)},
-      on_progress=lambda news, tell=tell: tell('progress', **news),
+      on_progress=tell,
       stop=stop,
-      say=lambda line, tell=tell: tell('say', line=line),
+      say=say,
     )
     outcome.records[job.name] = record
-    tell('done', record=record)
+    on_event({'event': 'done', 'cell': job.name, 'record': record})
     if record['status'] == 'interrupted':
       break
   return outcome

@@ -115,7 +115,7 @@ class Markov(Source):
     ranks = np.searchsorted(ends, u[:, 1:], 'right')
     for t in range(self.length):
       tokens[:, t + 1] = self.order[tokens[:, t], ranks[:, t]]
-    rows = {'tokens': tokens}
+    rows: dict[str, np.ndarray] = {'tokens': tokens}
     if held_out:
       rows['cluster'] = index.astype(np.int32)
     return rows

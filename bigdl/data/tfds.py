@@ -11,7 +11,6 @@ from collections.abc import Iterable
 import contextlib
 import dataclasses
 import functools
-import os
 import pathlib
 import tempfile
 from typing import Any
@@ -26,7 +25,7 @@ def builder(name: str, data_dir: str, field: str) -> Any:
   Raises:
     ValueError: It is not prepared here, or has no such feature.
   """
-  where = data_dir or os.environ.get('TFDS_DATA_DIR', '~/tensorflow_datasets')
+  where = data_dir or _default_dir()
   folder = pathlib.Path(where).expanduser()
   stem, _, version = name.partition(':')
   base = folder / stem
@@ -54,6 +53,15 @@ def builder(name: str, data_dir: str, field: str) -> Any:
     names = ', '.join(features or {}) or 'none'
     raise ValueError(f'field={field!r} is not in {name}; it has {names}')
   return made
+
+
+def _default_dir() -> str:
+  """Returns the folder that the library keeps datasets in."""
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')
+    from tensorflow_datasets.core import constants
+
+  return constants.DATA_DIR
 
 
 def source(made: Any, split: str) -> Any:
@@ -118,7 +126,10 @@ def prepare(folder: pathlib.Path, name: str, features: Any, rows: list) -> None:
   """Writes a small dataset, as `tfds build` would."""
   import tensorflow_datasets as tfds
 
-  class Small(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  # tfds resolves its names lazily, which hides this class from type checkers.
+  class Small(  # type: ignore[call-arg]
+    tfds.core.GeneratorBasedBuilder, skip_registration=True
+  ):
     VERSION = tfds.core.Version('1.0.0')
 
     def _info(self):

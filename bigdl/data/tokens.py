@@ -116,7 +116,7 @@ def _open(folder: pathlib.Path, key: str) -> Shard | None:
   )
   # A large file is checked by its size alone, or each start would read it all.
   if whole and tokens.nbytes <= CHECKED:
-    whole = hashlib.sha256(tokens).hexdigest() == index.get('sha256')
+    whole = hashlib.sha256(tokens.data).hexdigest() == index.get('sha256')
   return Shard(tokens, ends, index['text_bytes'], key) if whole else None
 
 

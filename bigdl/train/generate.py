@@ -60,7 +60,7 @@ class Sampling:
 def generate(
   model: nn.Module,
   params: Any,
-  prompts_BS: np.ndarray,
+  prompts_BS: np.typing.ArrayLike,
   *,
   tokens: int,
   sampling: Sampling | None = None,

@@ -85,9 +85,12 @@ class Log:
       line = _line(record).encode()
       if self._file.write(line) < len(line):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    numbers = {k: v for k, v in record.items() if k != 'step' and v is not None}
     for sink in self._sinks:
-      sink(record['step'], numbers)
+      sink(record['step'], _numbers(record))
+
+
+def _numbers(record: dict[str, Any]) -> dict[str, float]:
+  return {k: v for k, v in record.items() if k != 'step' and v is not None}
 
 
 def _line(record: dict[str, Any]) -> str:
@@ -116,15 +119,20 @@ def _need(module: str, field: str, extra: str) -> Any:
 def _tensorboard(workdir, _, step, config):
   del config
   tensorboard = _need('tensorboardX', 'tensorboard', 'tensorboardX')
-  # Events after the checkpoint are hidden; the run writes them again.
+  # What an earlier start wrote is hidden and written again: a kill may have
+  # cost it the events of its last two minutes. Two starts within a second
+  # would share a file, were it not for the suffix.
   writer = tensorboard.SummaryWriter(
-    str(workdir / 'tensorboard'), purge_step=step + 1 if step else None
+    str(workdir / 'tensorboard'), purge_step=0, filename_suffix=f'.{step}'
   )
 
   def sink(step, numbers):
     for name, value in numbers.items():
       writer.add_scalar(name, value, step)
 
+  for record in read(workdir):
+    if record['step'] <= step:
+      sink(record['step'], _numbers(record))
   return sink, writer.close
 
 
