@@ -31,3 +31,4 @@ test: $(BIN)/.test check
 check: $(BIN)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check -q .
+	$(BIN)/mypy --no-error-summary

@@ -47,12 +47,18 @@ def get_config(arg: str = '124m') -> Experiment:
   name, rate = GPT2[size]
   model = SIZES[name].clone(dtype='bfloat16')
   tokenizer = TokenizerFile(vocabulary) if vocabulary else BPE(model.vocab)
-  own = {'tokenizer': tokenizer, 'length': model.length}
 
   def text(split: str) -> StandardLibrary | TextFiles:
     if not paths:
-      return StandardLibrary(split=split, **own)
-    return TextFiles(split=split, paths=tuple(paths.split(',')), **own)
+      return StandardLibrary(
+        length=model.length, tokenizer=tokenizer, split=split
+      )
+    return TextFiles(
+      paths=tuple(paths.split(',')),
+      length=model.length,
+      tokenizer=tokenizer,
+      split=split,
+    )
 
   return Experiment(
     model=model,

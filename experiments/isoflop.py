@@ -49,15 +49,13 @@ def get_config(arg: str = '') -> Experiment:
     held_out: TokenSource = TextFiles(
       paths=paths, tokenizer=BPE(vocab=8192), length=512, split='validation'
     )
-    shape = {'depth': 4, 'width': 256, 'heads': 4, 'vocab': 8192}
+    shape = GPT(depth=4, width=256, heads=4, vocab=8192, length=512)
   else:
     text = StandardLibrary(length=128)
     held_out = StandardLibrary(length=128, split='validation')
-    shape = {'depth': 3, 'width': 48, 'heads': 3, 'vocab': 256}
+    shape = GPT(depth=3, width=48, heads=3, vocab=256, length=128)
   return Experiment(
-    model=GPT(
-      **shape,
-      length=text.length,
+    model=shape.clone(
       norm='rmsnorm',
       position='rotary',
       weight_init='fan_in',
