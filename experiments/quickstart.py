@@ -13,7 +13,7 @@ from bigdl.optim.adamw import AdamW
 from bigdl.scaling import grid
 
 LENGTH = 128
-BUDGETS = (6e10, 1.2e11, 2.4e11, 4.8e11, 9.6e11)  # The last one is held out.
+BUDGETS = (5e10, 1e11, 2e11, 4e11, 8e11)  # The last one is held out.
 SHAPES = (  # Width and depth: 7 to 220 thousand parameters.
   *((12, 2), (16, 2), (20, 2), (24, 2), (32, 2), (32, 3)),
   *((40, 3), (48, 3), (64, 3), (64, 4)),

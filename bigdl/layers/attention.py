@@ -22,6 +22,7 @@ from jax.nn.initializers import Initializer
 import jax.numpy as jnp
 
 from bigdl.layers import position, tiled
+from bigdl.layers.dense import Dense
 
 AttentionKind = Literal['auto', 'xla', 'tiled', 'cudnn', 'pallas']
 
@@ -95,30 +96,19 @@ def attend(
       return _cudnn(q_BTHK, k_BTGK, v_BTGK, segments_BT, causal, softcap)
     if kind == 'pallas':
       return _pallas(q_BTHK, k_BTGK, v_BTGK, segments_BT, causal, softcap)
-    q_BGRTK, k_BGSK, v_BGSK = _heads_lead(q_BTHK, k_BTGK, v_BTGK)
     # Only a causal mask hides whole tiles.
     if kind == 'tiled' and causal:
-      o_BGRTK = tiled.attend(q_BGRTK, k_BGSK, v_BGSK, segments_BT, softcap)
-    else:
-      T = q_BTHK.shape[1]
-      visible = tiled.visible(segments_BT, 0, T, T, causal)
-      o_BGRTK = _weigh(q_BGRTK, k_BGSK, v_BGSK, visible, softcap)
-    return _heads_last(o_BGRTK)
-
-
-def _heads_lead(q_BTHK, k_BTGK, v_BTGK):
-  # On CPU, jax.nn.dot_product_attention took 1.5-1.8 times as long as 'xla',
-  # forward and backward (B=16, T=128, H=4, K=16 to 64): with batch and head
-  # leading in both products, XLA calls plain matrix multiplications.
-  B, T, H, K = q_BTHK.shape
-  G = k_BTGK.shape[2]
-  q_BGRTK = q_BTHK.reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
-  return q_BGRTK * K**-0.5, k_BTGK.swapaxes(1, 2), v_BTGK.swapaxes(1, 2)
-
-
-def _heads_last(o_BGRTK):
-  B, G, R, T, K = o_BGRTK.shape
-  return o_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, G * R, K)
+      return tiled.attend(q_BTHK, k_BTGK, v_BTGK, segments_BT, softcap)
+    T, G, K = k_BTGK.shape[1:]
+    return tiled.heads_last(
+      _weigh(
+        tiled.heads_lead(q_BTHK * K**-0.5, G),
+        k_BTGK.swapaxes(1, 2),
+        v_BTGK.swapaxes(1, 2),
+        tiled.visible(segments_BT, 0, T, T, causal),
+        softcap,
+      )
+    )
 
 
 def _weigh(q_BGRTK, k_BGSK, v_BGSK, visible, softcap):
@@ -240,7 +230,7 @@ class Attention(nn.Module):
   ) -> jax.Array:
     B, T, D = x_BTD.shape
     dense = functools.partial(
-      nn.Dense,
+      Dense,
       use_bias=self.bias,
       dtype=self.dtype,
       param_dtype=self.param_dtype,

@@ -15,6 +15,8 @@ from flax import linen as nn
 import jax
 from jax.nn.initializers import Initializer
 
+from bigdl.layers.dense import Dense
+
 Activation = Literal['gelu', 'gelu_exact', 'relu', 'swiglu', 'geglu']
 
 
@@ -52,7 +54,7 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
     def dense(features, init, name):
-      return nn.Dense(
+      return Dense(
         features,
         use_bias=self.bias,
         kernel_init=init,

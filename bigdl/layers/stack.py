@@ -17,6 +17,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from bigdl.layers import dense
+
 StackKind = Literal['auto', 'loop', 'scan']
 RematKind = Literal['none', 'full', 'dots']
 Blocks = nn.Module | list[nn.Module]
@@ -24,7 +26,10 @@ Blocks = nn.Module | list[nn.Module]
 # 'dots' keeps the outputs of weight matmuls and recomputes the attention.
 _POLICIES = {
   'full': jax.checkpoint_policies.nothing_saveable,
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'dots': jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names(dense.NAME),
+  ),
 }
 
 

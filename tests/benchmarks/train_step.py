@@ -117,7 +117,10 @@ def bigdl(size: Size):
 
   def step():
     nonlocal state, metrics
+    before = metrics
     state, metrics = update(state, next(stream), key)
+    if before is not None:
+      before.block_until_ready()  # The loop reads metrics one step late.
 
   def sync():
     return float(metrics[names.index('loss')])

@@ -112,7 +112,8 @@ def test_without_a_causal_mask_all_of_a_document_is_seen(kind):
 @pytest.mark.parametrize('kind', ['xla', 'tiled'])
 def test_scores_are_summed_in_float32_where_inputs_have_16_bits(kind):
   arrays = inputs(T=67, dtype='bfloat16')
-  q_BGRTK, k_BGSK, _ = attention._heads_lead(*arrays)
+  q, k, _ = arrays
+  q_BGRTK, k_BGSK = tiled.heads_lead(q, k.shape[2]), k.swapaxes(1, 2)
   assert tiled.scores(q_BGRTK, k_BGSK).dtype == jnp.float32
   fields: dict[str, Any] = {'causal': True, 'softcap': 0.0}
   (_, out), grads = run(*arrays, None, **fields, kind=kind)
