@@ -10,6 +10,7 @@ The folders are the architecture; imports run downward only.
   objectives   what training means
   data         where batches come from
   optim        how parameters move
+  interop      checkpoints of others, in and out
   layers       parts that two or more models share
   parallel     device meshes and sharding rules
   tree         paths, masks and sizes of pytrees
