@@ -1,7 +1,7 @@
 """Where is the best size of a model, for this text and these budgets?
 
-An IsoFLOP sweep over any text: sizes from the model's own ladder, batch and
-learning rate by the rules of `scaling.grid`, the largest budget held out.
+An IsoFLOP sweep over any text: sizes from the model's own ladder, the batch by
+the rule of `scaling.grid` (four rows without PATHS), the largest budget held out.
 
 Command:
   bigdl sweep --config=experiments/isoflop.py --workdir=runs/isoflop
@@ -9,8 +9,10 @@ Command:
   bigdl sweep --config=experiments/isoflop.py:1e15,4e15,1.6e16,6.4e16@PATHS …
     PATHS are text files, folders or patterns (plain, .gz, .xz, .tar, .jsonl);
     their tokens are byte pairs, learnt from them.
-Cost: with the defaults, 2.2e13 FLOPs (matmul_causal), 7 minutes on two cores.
-Expected: N grows as C^0.5 to C^0.6, the held-out loss within 2 %.
+Cost: with the defaults, 24 cells, 1.4e13 FLOPs (matmul_causal), 4 minutes on two
+cores.
+Expected: N grows as C^0.56 [0.51, 0.60] by approach 2; the lowest loss of the
+held-out budget is 1.495 nats a byte, predicted to 0.3 %.
 """
 
 from __future__ import annotations
@@ -73,13 +75,15 @@ def get_config(arg: str = '') -> Experiment:
 
 
 def get_sweep(base: Experiment, arg: str = '') -> grid.Plan:
-  budgets, _ = _parse(arg)
+  budgets, paths = _parse(arg)
   factors = [2.0**k for k in range(-6, 12)]
+  # Small budgets need every step: more rows would only cost some of them.
+  rows = grid.compute_batch if paths else base.batch
   return grid.isoflop(
     base,
     budgets=budgets,
     models=grid.ladder(base.model, factors),
-    batch=lambda n, d: max(256.0, grid.compute_batch(n, d)),
+    batch=rows,
     lr=lambda n, d, batch: 0.01 * (n / 1e4) ** -0.3,
-    units_per_parameter=(2.5, 350),
+    units_per_parameter=(2.5, 450),
   )

@@ -1,6 +1,16 @@
 """How should a byte-level GPT on Python's own source spend its compute?
 
-Command:  bigdl sweep --config=experiments/quickstart.py --workdir=runs/quickstart
+An IsoFLOP sweep: at each of five budgets, models of several sizes are trained to
+the end of their own schedules; the size of lowest loss shows how parameters and
+data should grow. The largest budget is left out, predicted, then compared.
+
+Command:  make sweep
+  or      bigdl sweep --config=experiments/quickstart.py --workdir=runs/quickstart
+Cost: 33 cells, 1.0e13 FLOPs (matmul_causal), 3 to 4 minutes on two cores.
+Expected: N grows as C^0.56 [0.52, 0.61] and D as C^0.47, by approach 2; every
+minimum lies inside its sizes; the lowest loss of the held-out budget is 1.588
+nats a byte, predicted to 0.1 %. The parametric form, which the report shows
+beside it, foretells that loss 3.5 % too high.
 """
 
 from __future__ import annotations
