@@ -20,6 +20,7 @@ and the best of the rounds.
 from __future__ import annotations
 
 import argparse
+import atexit
 import dataclasses
 import json
 import os
@@ -113,6 +114,7 @@ def bigdl(size: Size):
   update, names = plan.update(shapes)
   stream = batches.Prefetch(plan.batches(), 0, experiment.steps)
   stream.__enter__()
+  atexit.register(stream.__exit__, None, None, None)
   key, metrics = plan.key(), None
 
   def step():

@@ -434,7 +434,8 @@ class Sharded(nn.Module):
   @nn.compact
   def __call__(self, x):
     w = self.param('w', nn.initializers.normal(), (6, 6))
-    mesh = jax.sharding.AbstractMesh((4,), ('data',))
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh = jax.sharding.AbstractMesh((4,), ('data',), axis_types=auto)
     rows, whole = jax.P(None, 'data'), jax.P()
     return jax.shard_map(
       jnp.matmul, mesh=mesh, in_specs=(rows, whole), out_specs=rows
