@@ -321,7 +321,7 @@ def _primary(laws, rehearsal) -> tuple[str | None, str, list[str]]:
   if full is not None and rows is not None and rows.noise.freedom:
     ratio = (full.noise.sigma / max(rows.noise.sigma, 1e-9)) ** 2
     chance = special.fdtrc(full.noise.freedom, rows.noise.freedom, ratio)
-    if chance < 0.01 and full.noise.sigma > 1e-4:
+    if chance < 0.001 and full.noise.sigma > 1e-4:
       return (
         'isoflop',
         'the parametric form does not hold here',

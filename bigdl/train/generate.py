@@ -91,9 +91,10 @@ def generate(
     raise ValueError(
       f'prompt of shape {prompts_BS.shape} must hold at least one token a row'
     )
-  if prompts_BS.min() < 0 or prompts_BS.max() >= model.vocab:
+  strange = prompts_BS[(prompts_BS < 0) | (prompts_BS >= model.vocab)]
+  if strange.size:
     raise ValueError(
-      f'prompt: token {prompts_BS.max()} must be in [0, {model.vocab})'
+      f'prompt: token {strange[0]} must be in [0, {model.vocab})'
     )
   key = jax.random.key(seed)
   text_BS, made = prompts_BS, 0

@@ -121,7 +121,15 @@ def test_senseless_sampling_is_refused(options, message):
     Sampling(**options)
 
 
-@pytest.mark.parametrize('prompt', [[[]], [[29]], [[-1]], [3]])
-def test_senseless_prompts_are_refused(params, prompt):
-  with pytest.raises(ValueError, match='prompt'):
+@pytest.mark.parametrize(
+  ('prompt', 'said'),
+  [
+    ([[]], r'shape \(1, 0\)'),
+    ([3], r'shape \(1,\)'),
+    ([[4, 29]], 'token 29 must'),
+    ([[4, -1]], 'token -1 must'),
+  ],
+)
+def test_senseless_prompts_are_refused(params, prompt, said):
+  with pytest.raises(ValueError, match=f'prompt.* {said}'):
     next(generate(MODEL, params, np.array(prompt, np.int32), tokens=1))
