@@ -4,6 +4,8 @@ Vaswani et al., 2017, arXiv:1706.03762, eq. 1. Keys and values shared by all
 heads: Shazeer, 2019, arXiv:1911.02150; by groups of heads: Ainslie et al.,
 2023, arXiv:2305.13245. Query-key norm: Dehghani et al., 2023,
 arXiv:2302.05442, eq. 4. Softcap of scores: Gemma team, 2024, arXiv:2408.00118.
+Banded: Child et al., 2019, arXiv:1904.10509, section 4.2, of which GPT-3 and
+GPT-Neo keep the local part, for all heads of a layer.
 Differs from the papers: biases are optional; no dropout of probabilities,
 which no fused kernel offers.
 """
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 from flax import linen as nn
 import jax
@@ -67,6 +69,7 @@ def attend(
   causal: bool = True,
   segments_BT: jax.Array | None = None,
   softcap: float = 0.0,
+  window: int = 0,
   kind: AttentionKind = 'auto',
 ) -> jax.Array:
   """Returns softmax(q k^T / sqrt(K)) v, shaped like `q_BTHK`.
@@ -78,11 +81,15 @@ def attend(
     causal: Whether position t sees only positions up to t.
     segments_BT: Attention stays between equal ids.
     softcap: Scores s become softcap * tanh(s / softcap), where above 0.
+    window: Position t sees t - window + 1 to t, where above 0; the attention
+      must be causal.
     kind: 'xla' computes all scores. 'tiled' leaves out tiles of scores that
-      the causal mask hides, and keeps none for the backward pass. 'cudnn'
-      (GPU, 16 bits) and 'pallas' (TPU; T must be a multiple of 128) never
-      store the scores. Only 'xla' has forward-mode derivatives.
+      the causal mask or the band hides, and keeps none for the backward pass.
+      'cudnn' (GPU, 16 bits) and 'pallas' (TPU; T must be a multiple of 128)
+      never store the scores. Only 'xla' has forward-mode derivatives.
   """
+  if window and not causal:
+    raise ValueError(f'window={window} must be 0 where causal=False')
   if kind == 'auto':
     kind = choose(
       q_BTHK,
@@ -90,25 +97,32 @@ def attend(
       packed=segments_BT is not None,
       softcap=softcap,
     )
-  scope = 'causal_attention' if causal else 'full_attention'
-  with jax.named_scope(scope):
+  arrays = q_BTHK, k_BTGK, v_BTGK, segments_BT
+  with jax.named_scope(_scope(causal, window)):
     if kind == 'cudnn':
-      return _cudnn(q_BTHK, k_BTGK, v_BTGK, segments_BT, causal, softcap)
+      return _cudnn(*arrays, causal, softcap, window)
     if kind == 'pallas':
-      return _pallas(q_BTHK, k_BTGK, v_BTGK, segments_BT, causal, softcap)
+      return _pallas(*arrays, causal, softcap, window=window)
     # Only a causal mask hides whole tiles.
     if kind == 'tiled' and causal:
-      return tiled.attend(q_BTHK, k_BTGK, v_BTGK, segments_BT, softcap)
+      return tiled.attend(*arrays, softcap, window)
     T, G, K = k_BTGK.shape[1:]
     return tiled.heads_last(
       _weigh(
         tiled.heads_lead(q_BTHK * K**-0.5, G),
         k_BTGK.swapaxes(1, 2),
         v_BTGK.swapaxes(1, 2),
-        tiled.visible(segments_BT, 0, T, T, causal),
+        tiled.visible(segments_BT, 0, T, T, causal, window=window),
         softcap,
       )
     )
+
+
+def _scope(causal: bool, window: int) -> str:
+  """Returns the name by which the FLOP ledger knows what the mask leaves."""
+  if window:
+    return f'banded_attention_{window}'
+  return 'causal_attention' if causal else 'full_attention'
 
 
 def _weigh(q_BGRTK, k_BGSK, v_BGSK, visible, softcap):
@@ -121,7 +135,7 @@ def _weigh(q_BGRTK, k_BGSK, v_BGSK, visible, softcap):
   return tiled.mix(jax.nn.softmax(scores, axis=-1), v_BGSK)
 
 
-def _cudnn(q_BTHK, k_BTGK, v_BTGK, segments_BT, causal, softcap):
+def _cudnn(q_BTHK, k_BTGK, v_BTGK, segments_BT, causal, softcap, window):
   if softcap:
     raise ValueError(f'attention=cudnn has no softcap, got {softcap}')
   if not _half(q_BTHK):
@@ -139,12 +153,22 @@ def _cudnn(q_BTHK, k_BTGK, v_BTGK, segments_BT, causal, softcap):
     v_BTGK,
     mask=mask,
     is_causal=causal,
+    # How far to the left and to the right.
+    local_window_size=(window - 1, 0) if window else None,
     implementation='cudnn',
   )
 
 
 def _pallas(
-  q_BTHK, k_BTGK, v_BTGK, segments_BT, causal, softcap, interpret=False
+  q_BTHK,
+  k_BTGK,
+  v_BTGK,
+  segments_BT,
+  causal,
+  softcap,
+  *,
+  window=0,
+  interpret=False,
 ):
   """The splash kernel, split over the ambient mesh where there is one."""
   # Importing Pallas takes about a second, and only TPUs need it.
@@ -155,7 +179,9 @@ def _pallas(
     raise ValueError(f'attention=pallas needs length={T} to be 128 n')
 
   def local(q_BTHK, k_BTGK, v_BTGK, segments_BT):
-    mask = splash.CausalMask((T, T)) if causal else splash.FullMask((T, T))
+    mask: Any = splash.CausalMask((T, T)) if causal else splash.FullMask((T, T))
+    if window:
+      mask = splash.LocalMask((T, T), (window - 1, 0), 0)
     block = next(b for b in (512, 256, 128) if T % b == 0)
     kernel = splash.make_splash_mha(
       splash.MultiHeadMask([mask] * q_BTHK.shape[2]),
@@ -198,11 +224,23 @@ def _pallas(
   )(q_BTHK, k_BTGK, v_BTGK, segments_BT)
 
 
+def put(
+  cache_BGSK: jax.Array, new_BGTK: jax.Array, start: jax.Array
+) -> jax.Array:
+  """Returns the cache with T new positions from `start`: one, or one a row."""
+  if not start.ndim:
+    return jax.lax.dynamic_update_slice(cache_BGSK, new_BGTK, (0, 0, start, 0))
+  return jax.vmap(
+    lambda row, new, at: jax.lax.dynamic_update_slice(row, new, (0, at, 0))
+  )(cache_BGSK, new_BGTK, start)
+
+
 class Attention(nn.Module):
   """Self-attention with its four projections.
 
-  With `start`, it decodes: `x_BTD` continues a cached prefix of that length,
-  and the variables `cache/keys` and `cache/values` grow by T positions.
+  With `start`, it decodes: `x_BTD` continues a cached prefix of that length
+  (a scalar, or `[B]` where rows differ), and the variables `cache/keys` and
+  `cache/values` grow by T positions. With `window`, attention is banded.
   """
 
   heads: int
@@ -210,6 +248,7 @@ class Attention(nn.Module):
   head_width: int
   causal: bool = True
   bias: bool = True
+  qkv_bias: bool = True  # Of queries, keys, values, where there is `bias`.
   qk_norm: Callable[..., nn.Module] | None = None
   softcap: float = 0.0
   kind: AttentionKind = 'auto'
@@ -227,6 +266,7 @@ class Attention(nn.Module):
     start: jax.Array | None = None,
     *,
     capacity: int = 0,
+    window: int = 0,
   ) -> jax.Array:
     B, T, D = x_BTD.shape
     dense = functools.partial(
@@ -238,7 +278,10 @@ class Attention(nn.Module):
 
     def project(heads, name):
       y = dense(
-        heads * self.head_width, kernel_init=self.kernel_init, name=name
+        heads * self.head_width,
+        use_bias=self.bias and self.qkv_bias,
+        kernel_init=self.kernel_init,
+        name=name,
       )
       return y(x_BTD).reshape(B, T, heads, self.head_width)
 
@@ -259,14 +302,15 @@ class Attention(nn.Module):
         causal=self.causal,
         segments_BT=segments_BT,
         softcap=self.softcap,
+        window=window,
         kind=self.kind,
       )
     else:
-      o_BTHK = self._decode(q_BTHK, k_BTGK, v_BTGK, start, capacity)
+      o_BTHK = self._decode(q_BTHK, k_BTGK, v_BTGK, start, capacity, window)
     o_BTD = o_BTHK.reshape(B, T, self.heads * self.head_width)
     return dense(D, kernel_init=self.out_init, name='out')(o_BTD)
 
-  def _decode(self, q_BTHK, k_BTGK, v_BTGK, start, capacity):
+  def _decode(self, q_BTHK, k_BTGK, v_BTGK, start, capacity, window):
     """Appends keys and values to the cache and attends to all it holds."""
     B, T, H, K = q_BTHK.shape
     G = self.kv_heads
@@ -275,16 +319,19 @@ class Attention(nn.Module):
 
     def append(name, new_BTGK):
       cache = self.variable('cache', name, jnp.zeros, shape, new_BTGK.dtype)
-      cache.value = jax.lax.dynamic_update_slice(
-        cache.value, new_BTGK.swapaxes(1, 2), (0, 0, start, 0)
-      )
+      cache.value = put(cache.value, new_BTGK.swapaxes(1, 2), start)
       return cache.value
 
     k_BGSK, v_BGSK = append('keys', k_BTGK), append('values', v_BTGK)
     q_BGRTK = q_BTHK.reshape(B, T, G, H // G, K).transpose(0, 2, 3, 1, 4)
-    s = jnp.arange(k_BGSK.shape[2])
-    visible_TS = start + jnp.arange(T)[:, None] >= s
-    with jax.named_scope('causal_attention'):
+    # One start for all rows, or one for each: [T, 1] or [B, 1, 1, T, 1].
+    t = start[..., None, None] + jnp.arange(T)[:, None]
+    t = t[:, None, None] if start.ndim else t
+    back_TS = t - jnp.arange(k_BGSK.shape[2])
+    visible_TS = back_TS >= 0
+    if window:
+      visible_TS &= back_TS < window
+    with jax.named_scope(_scope(True, window)):
       o_BGRTK = _weigh(
         q_BGRTK * K**-0.5, k_BGSK, v_BGSK, visible_TS, self.softcap
       )

@@ -3,7 +3,8 @@
 Post-norm: Vaswani et al., 2017, arXiv:1706.03762, section 3.1. Pre-norm:
 Radford et al., 2019 (GPT-2), section 2.3. Parallel: Wang and Komatsuzaki, 2021
 (GPT-J); PaLM, Chowdhery et al., 2022, arXiv:2204.02311, section 2. Parallel with
-a norm each: GPT-NeoX, Black et al., 2022, arXiv:2204.06745, section 2.1.
+a norm each: GPT-NeoX, Black et al., 2022, arXiv:2204.06745, section 2.1. With
+adapters, A and M end in one each (bigdl/layers/adapter.py).
 Differs from the papers: nothing.
 """
 
@@ -33,6 +34,7 @@ class Block(nn.Module):
   norm: Make
   kind: BlockKind = 'pre'
   dropout: float = 0.0
+  adapter: Make | None = None  # None: there are none.
 
   @nn.compact
   def __call__(
@@ -43,12 +45,18 @@ class Block(nn.Module):
     **static: Any,
   ) -> jax.Array:
     attention = self.attention(name='attention')
-    mlp = self.mlp(name='mlp')
+    layer = self.mlp(name='mlp')
     attention_norm = self.norm(name='attention_norm')
     drop = nn.Dropout(self.dropout, deterministic=deterministic)
 
+    def adapted(name, y):
+      return y if self.adapter is None else self.adapter(name=name)(y)
+
     def attend(x):
-      return attention(x, *context, **static)
+      return adapted('attention_adapter', attention(x, *context, **static))
+
+    def mlp(x):
+      return adapted('mlp_adapter', layer(x))
 
     if self.kind == 'parallel':
       y_BTD = attention_norm(x_BTD)

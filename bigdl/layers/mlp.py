@@ -17,7 +17,7 @@ from jax.nn.initializers import Initializer
 
 from bigdl.layers.dense import Dense
 
-Activation = Literal['gelu', 'gelu_exact', 'relu', 'swiglu', 'geglu']
+Activation = Literal['gelu', 'gelu_exact', 'relu', 'silu', 'swiglu', 'geglu']
 
 
 def gelu(x: jax.Array) -> jax.Array:
@@ -34,6 +34,7 @@ FUNCTIONS = {
   'gelu': gelu,
   'gelu_exact': gelu_exact,
   'relu': jax.nn.relu,
+  'silu': jax.nn.silu,
   'swiglu': jax.nn.silu,
   'geglu': gelu,
 }

@@ -1,6 +1,7 @@
 """Where a token stands: sinusoids that are added, rotations of queries, keys.
 
-Sinusoids: Vaswani et al., 2017, arXiv:1706.03762, section 3.5.
+Sinusoids: Vaswani et al., 2017, arXiv:1706.03762, section 3.5; fairseq's (Ott
+et al., 2019, arXiv:1904.01038) fall from 1 to exactly 1 / base.
 Rotations: Su et al., 2021, arXiv:2104.09864, eq. 34.
 Differs from the papers: sines and cosines (and the two coordinates of a
 rotated pair) stand in the two halves of the vector instead of alternating, as
@@ -25,18 +26,33 @@ def segment_positions(segments_BT: jax.Array) -> jax.Array:
   return t - jax.lax.cummax(jnp.where(opens_BT, t, 0), axis=1)
 
 
-def _angles(positions, width, base, dtype):
+def _angles(positions, width, base, dtype, *, closed=False):
   # Angles reach `length` radians: bfloat16 could not hold them.
   wide = jnp.promote_types(dtype, jnp.float32)
-  rates = base ** (-jnp.arange(0, width, 2, dtype=wide) / width)
+  end = width - 2 if closed else width
+  rates = base ** (-jnp.arange(0, width, 2, dtype=wide) / end)
   return positions.astype(wide)[..., None] * rates
 
 
 def sinusoid(
-  positions: jax.Array, width: int, *, base: float = 1e4, dtype='float32'
+  positions: jax.Array,
+  width: int,
+  *,
+  base: float = 1e4,
+  closed: bool = False,
+  dtype='float32',
 ) -> jax.Array:
-  """Returns `[..., width]`: sines in the first half, cosines in the second."""
-  angles = _angles(positions, width, base, dtype)
+  """Returns `[..., width]`: sines in the first half, cosines in the second.
+
+  Args:
+    positions: `[...]` integers.
+    width: How many coordinates, an even number.
+    base: Rates fall from 1 towards 1 / base.
+    closed: Whether the last rate is 1 / base, as fairseq has it; `width` must
+      be at least 4.
+    dtype: Of the result.
+  """
+  angles = _angles(positions, width, base, dtype, closed=closed)
   return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1).astype(dtype)
 
 

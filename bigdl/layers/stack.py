@@ -6,11 +6,16 @@ activations in the backward pass (Chen et al., 2016, arXiv:1604.06174).
 
 The parameters of a loop are named `blocks_0/...`, `blocks_1/...`; those of a
 scan `blocks/...` with a leading axis. `to_scan` and `to_loop` convert.
+
+Blocks may take turns in what they are told. A step of the scan then runs a whole
+turn, each block on its slice of the same stacked parameters, so that neither
+conversion nor a checkpoint has to know. (Were a window data of the scan, no
+kernel could leave work out, and no ledger count what is left.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from flax import linen as nn
@@ -55,6 +60,8 @@ def run(
   *arrays: Any,
   depth: int,
   remat: RematKind,
+  turns: Sequence[Mapping[str, Any]] = ({},),
+  times: int = 1,
   **static: Any,
 ) -> jax.Array:
   """Applies the blocks to `x`; each is called `(x, *arrays, **static)`.
@@ -65,20 +72,35 @@ def run(
     *arrays: Pytrees of arrays that every block is given alike.
     depth: The number of blocks.
     remat: What the backward pass recomputes.
+    turns: Python values for block i, at i modulo their number. Parameters must
+      not depend on them.
+    times: How often in a row each block is applied, with the same parameters
+      (Lan et al., 2019, arXiv:1909.11942); where above 1, none take turns.
     **static: Python values that every block is given alike.
   """
+  told = [{**static, **turn} for turn in turns]
 
-  def step(block, x, *arrays):
-    return block(x, *arrays, **static)
+  def step_of(turn, prevent_cse):
+    def step(block, x, *arrays):
+      return block(x, *arrays, **turn)
 
-  scanned = not isinstance(blocks, list | tuple)
-  if remat != 'none':
-    # Inside a scan, common subexpressions cannot undo the recomputation.
-    step = nn.remat(step, policy=_POLICIES[remat], prevent_cse=not scanned)
+    if remat == 'none':
+      return step
+    return nn.remat(step, policy=_POLICIES[remat], prevent_cse=prevent_cse)
+
+  assert times == 1 or len(told) == 1
   if isinstance(blocks, list | tuple):
-    for block in blocks:
-      x = step(block, x, *arrays)
+    blocks = [block for block in blocks for _ in range(times)]
+    steps = [step_of(turn, prevent_cse=True) for turn in told]
+    for i, block in enumerate(blocks):
+      x = steps[i % len(steps)](block, x, *arrays)
     return x
+  if len(told) > 1 and not blocks.is_initializing():
+    return _take_turns(blocks, x, arrays, told, depth, remat)
+  # Inside a scan, common subexpressions cannot undo the recomputation.
+  step = step_of(told[0], prevent_cse=False)
+  if times > 1:
+    step = _repeat(step, times)
   scan = nn.scan(
     lambda block, x, *arrays: (step(block, x, *arrays), None),
     variable_axes={'params': 0, 'cache': 0},
@@ -87,6 +109,71 @@ def run(
     length=depth,
   )
   return scan(blocks, x, *arrays)[0]
+
+
+def _repeat(step, times):
+  """Returns the step taken that often in a row, with the same parameters."""
+
+  def repeat(block, x, *arrays):
+    scan = nn.scan(
+      lambda block, x, *arrays: (step(block, x, *arrays), None),
+      variable_broadcast='params',
+      split_rngs={'params': False, 'dropout': True},
+      in_axes=nn.broadcast,
+      length=times,
+    )
+    return scan(block, x, *arrays)[0]
+
+  return repeat
+
+
+def _take_turns(block, x, arrays, turns, depth, remat):
+  """Scans over groups of one block a turn; what is left over comes after."""
+  pure = block.clone(parent=None)
+  mutable = ['cache'] if block.is_mutable_collection('cache') else []
+  keys = None
+  if block.has_rng('dropout'):
+    keys = jax.random.split(block.make_rng('dropout'), depth)
+
+  def step_of(turn):
+    def step(x, variables, key):
+      rngs = None if key is None else {'dropout': key}
+      return pure.apply(
+        variables, x, *arrays, rngs=rngs, mutable=mutable, **turn
+      )
+
+    if remat == 'none':
+      return step
+    return jax.checkpoint(step, policy=_POLICIES[remat], prevent_cse=False)
+
+  steps = [step_of(turn) for turn in turns]
+
+  def group(x, own, steps=steps):
+    changes = []
+    for i, step in enumerate(steps):
+      x, changed = step(x, *jax.tree.map(lambda leaf, i=i: leaf[i], own))
+      changes.append(changed)
+    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *changes)
+
+  size = len(turns)
+  groups, rest = divmod(depth, size)
+  own = dict(block.variables), keys
+  grouped = jax.tree.map(
+    lambda leaf: leaf[: groups * size].reshape(groups, size, *leaf.shape[1:]),
+    own,
+  )
+  x, changes = jax.lax.scan(group, x, grouped)
+  changes = jax.tree.map(
+    lambda leaf: leaf.reshape(groups * size, *leaf.shape[2:]), changes
+  )
+  if rest:
+    last = jax.tree.map(lambda leaf: leaf[groups * size :], own)
+    x, more = group(x, last, steps[:rest])
+    changes = jax.tree.map(lambda *a: jnp.concatenate(a), changes, more)
+  for collection, values in changes.items():
+    for name, value in values.items():
+      block.put_variable(collection, name, value)
+  return x
 
 
 def to_scan(tree: Any, *, name: str = 'blocks') -> Any:
@@ -104,6 +191,8 @@ def to_scan(tree: Any, *, name: str = 'blocks') -> Any:
     depth = sum(f'{name}_{i}' in node for i in range(len(node)))
     parts = [node[f'{name}_{i}'] for i in range(depth)]
     rest = {k: v for k, v in node.items() if k[: len(name) + 1] != f'{name}_'}
+    # Beside the blocks there may be others, which mirror these.
+    rest = to_scan(rest, name=name)
     return {**rest, name: jax.tree.map(lambda *x: jnp.stack(x), *parts)}
 
   return jax.tree.map(convert, tree, is_leaf=holds)
@@ -118,7 +207,7 @@ def to_loop(tree: Any, *, name: str = 'blocks') -> Any:
   def convert(node):
     if not holds(node):
       return node
-    rest = {k: v for k, v in node.items() if k != name}
+    rest = to_loop({k: v for k, v in node.items() if k != name}, name=name)
     leaves = jax.tree.leaves(node[name])
     depth = leaves[0].shape[0] if leaves else 0
     for i in range(depth):

@@ -1,6 +1,7 @@
 """Causal attention in tiles of queries that skip the keys no query sees.
 
-The forward pass keeps only the log of each row's normaliser, from which the
+Those are the keys after a tile and, where attention is banded, those before the
+band of its first query. The forward pass keeps only the log of each row's normaliser, from which the
 backward pass computes the tile's weights again (Dao et al., 2022,
 arXiv:2205.14135, algorithms 2 and 4; for CPUs, where XLA has no such kernel).
 Differs from the paper: a tile is given all of its keys at once, so that its
@@ -25,18 +26,31 @@ from bigdl.layers import dense
 # exactly zero in every dtype.
 MASKED = -1e30
 _TILES = 4  # Most tiles that the queries are cut into.
+_BANDED_TILES = 16  # The same, of a band narrower than those.
 _TILE = 64  # Fewest queries in a tile.
 
 
 def visible(
-  segments_BT: jax.Array | None, start: int, stop: int, end: int, causal: bool
+  segments_BT: jax.Array | None,
+  start: int,
+  stop: int,
+  end: int,
+  causal: bool,
+  *,
+  first: int = 0,
+  window: int = 0,
 ) -> Any:
-  """Returns which of the first `end` keys queries start to stop see, or None."""
+  """Returns which of keys first to end queries start to stop see, or None.
+
+  Query t sees up to t where attention is causal, and from t - window + 1 where
+  it is banded, `window` above 0.
+  """
   seen: Any = None
   if causal:
-    seen = np.arange(start, stop)[:, None] >= np.arange(end)
+    back = np.arange(start, stop)[:, None] - np.arange(first, end)
+    seen = (back >= 0) & (back < window) if window else back >= 0
   if segments_BT is not None:
-    same = segments_BT[:, start:stop, None] == segments_BT[:, None, :end]
+    same = segments_BT[:, start:stop, None] == segments_BT[:, None, first:end]
     same = same[:, None, None]
     seen = same if seen is None else same & seen
   return seen
@@ -71,9 +85,18 @@ def _collect(p_BGRTS, x_BGRTK):
   return dense.product(x_BGRTK.reshape(B, G, R * T, -1).mT, p_BGNS)
 
 
-def _tiles(T):
+def _tiles(T, window=0):
   size = -(-T // min(_TILES, -(-T // _TILE)))
+  if window:
+    # A tile is given window - 1 keys beside its own: it should not be wider.
+    size = min(size, max(_TILE, window, -(-T // _BANDED_TILES)))
   return [(t, min(t + size, T)) for t in range(0, T, size)]
+
+
+def _spans(T, window):
+  """Yields start and stop of each tile's queries, and its first key."""
+  for start, stop in _tiles(T, window):
+    yield start, stop, max(0, start - window + 1) if window else 0
 
 
 def heads_lead(x_BTHK: jax.Array, groups: int) -> jax.Array:
@@ -92,34 +115,38 @@ def heads_last(x_BGRTK: jax.Array) -> jax.Array:
   return x_BGRTK.transpose(0, 3, 1, 2, 4).reshape(B, T, G * R, K)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def attend(
   q_BTHK: jax.Array,
   k_BTGK: jax.Array,
   v_BTGK: jax.Array,
   segments_BT: jax.Array | None,
   softcap: float,
+  window: int,
 ) -> jax.Array:
-  """Returns causal softmax(q k^T / sqrt(K)) v, as long as the keys."""
-  return _forward(q_BTHK, k_BTGK, v_BTGK, segments_BT, softcap)[0]
+  """Returns causal softmax(q k^T / sqrt(K)) v; banded where window is not 0."""
+  return _forward(q_BTHK, k_BTGK, v_BTGK, segments_BT, softcap, window)[0]
 
 
-def _forward(q_BTHK, k_BTGK, v_BTGK, segments_BT, softcap):
+def _forward(q_BTHK, k_BTGK, v_BTGK, segments_BT, softcap, window):
   T, G = k_BTGK.shape[1:3]
   q_BGRTK = heads_lead(q_BTHK, G) * q_BTHK.shape[-1] ** -0.5
   k_BGSK, v_BGSK = k_BTGK.swapaxes(1, 2), v_BTGK.swapaxes(1, 2)
   outs, logs = [], []
-  for start, stop in _tiles(T):
+  for start, stop, first in _spans(T, window):
     # The FLOP ledger reads how many of the keys this tile is given.
-    with jax.named_scope(f'keys_{stop}_of_{T}'):
-      s = scores(q_BGRTK[:, :, :, start:stop], k_BGSK[:, :, :stop])
+    with jax.named_scope(f'keys_{stop - first}_of_{T}'):
+      s = scores(q_BGRTK[:, :, :, start:stop], k_BGSK[:, :, first:stop])
       if softcap:
         s = softcap * jnp.tanh(s / softcap)
-      s = jnp.where(visible(segments_BT, start, stop, stop, True), s, MASKED)
+      seen = visible(
+        segments_BT, start, stop, stop, True, first=first, window=window
+      )
+      s = jnp.where(seen, s, MASKED)
       top = jnp.max(s, axis=-1, keepdims=True)
       e = jnp.exp(s - top)
       z = jnp.sum(e, axis=-1, keepdims=True)
-      o = mix(e, v_BGSK[:, :, :stop])
+      o = mix(e, v_BGSK[:, :, first:stop])
       outs.append((o / z).astype(o.dtype))
       logs.append(top + jnp.log(z))
   o_BTHK = heads_last(jnp.concatenate(outs, axis=3))
@@ -127,7 +154,7 @@ def _forward(q_BTHK, k_BTGK, v_BTGK, segments_BT, softcap):
   return o_BTHK, saved
 
 
-def _backward(softcap, saved, do_BTHK):
+def _backward(softcap, window, saved, do_BTHK):
   q, k, v, segments_BT, o_BTHK, logs = saved
   G, T = k.shape[1:3]
   wide = logs[0].dtype
@@ -135,15 +162,18 @@ def _backward(softcap, saved, do_BTHK):
   delta_BTH1 = jnp.sum(o_BTHK.astype(wide) * do_BTHK, axis=-1, keepdims=True)
   delta, do = heads_lead(delta_BTH1, G), heads_lead(do_BTHK, G)
   dqs, dks, dvs = [], [], []
-  for (start, stop), log_z in zip(_tiles(T), logs, strict=True):
+  spans = list(_spans(T, window))
+  for (start, stop, first), log_z in zip(spans, logs, strict=True):
     tile = np.s_[:, :, :, start:stop]
-    keys = np.s_[:, :, :stop]
+    keys = np.s_[:, :, first:stop]
     s = scores(q[tile], k[keys])
     slope: Any = 1
     if softcap:
       t = jnp.tanh(s / softcap)
       s, slope = softcap * t, 1 - jnp.square(t)
-    seen = visible(segments_BT, start, stop, stop, True)
+    seen = visible(
+      segments_BT, start, stop, stop, True, first=first, window=window
+    )
     p = jnp.where(seen, jnp.exp(s - log_z), 0)
     dp = scores(do[tile], v[keys])
     ds = p * (dp - delta[tile]) * slope
@@ -151,16 +181,21 @@ def _backward(softcap, saved, do_BTHK):
     dks.append(_collect(ds, q[tile]))
     dvs.append(_collect(p, do[tile]))
   dq = jnp.concatenate(dqs, axis=3) * q.shape[-1] ** -0.5
-  dk, dv = _total(dks, wide), _total(dvs, wide)
+  given = [(first, stop) for _, stop, first in spans]
+  dk, dv = _total(dks, given, wide), _total(dvs, given, wide)
   return heads_last(dq), dk, dv, None
 
 
-def _total(parts, wide):
-  """Returns the sum `[B, T, G, K]` of `[B, G, K, S]`, the first S keys each."""
-  ends = [0, *(x.shape[3] for x in parts)]
+def _total(parts, keys, wide):
+  """Returns the sum `[B, T, G, K]` of `[B, G, K, S]`, each of keys S."""
+  ends = sorted({end for span in keys for end in span})
   blocks = [
-    sum(x[..., start:stop].astype(wide) for x in parts[i:])
-    for i, (start, stop) in enumerate(itertools.pairwise(ends))
+    sum(
+      x[..., start - first : stop - first].astype(wide)
+      for x, (first, last) in zip(parts, keys, strict=True)
+      if first <= start and stop <= last
+    )
+    for start, stop in itertools.pairwise(ends)
   ]
   total_BGKT = jnp.concatenate(blocks, axis=3).astype(parts[0].dtype)
   # One copy in place of one a tile.

@@ -1,8 +1,8 @@
 """Published shapes of decoders: what each size of a family changes.
 
-`gpt.SIZES` makes models of them. Weights of the four GPT-2 convert by
-`interop.gpt2`; where a family differs from what GPT can be, its comment says so,
-and the count of its parameters is none the less the published one.
+`gpt.SIZES` makes models of them; files of `interop` convert weights. Where a
+family differs from what GPT can be, its comment says so, and the count of its
+parameters is none the less the published one.
 """
 
 from __future__ import annotations
@@ -53,8 +53,80 @@ _GEMMA = {
   'vocab': 256128,
   'length': 8192,
 }
-_GPT3 = {'length': 2048}
+_GPT3_DENSE = {'length': 2048}
+# Of two layers the second sees a band; the paper does not say how wide it is,
+# and 256 is GPT-Neo's.
+_GPT3 = {**_GPT3_DENSE, 'window': 256, 'dense_every': 2}
 _MEGATRON = {'vocab': 51200}
+_GOPHER = {
+  'norm': 'rmsnorm',
+  'qkv_bias': False,
+  'position': 'relative',
+  'vocab': 32000,
+  'length': 2048,
+}
+_INCODER = {
+  'activation': 'gelu_exact',
+  'position': 'fairseq',
+  'embed_scale': True,
+  'vocab': 50518,
+  'length': 2048,
+}
+
+# Hoffmann et al., 2022, arXiv:2203.15556, table A9, by rounded millions of
+# parameters: depth, width, heads, width of a head.
+_CHINCHILLA: dict[int, tuple[int, int, int, int]] = {
+  44: (8, 512, 8, 64),
+  57: (9, 576, 9, 64),
+  74: (10, 640, 10, 64),
+  90: (13, 640, 10, 64),
+  106: (16, 640, 10, 64),
+  117: (12, 768, 12, 64),
+  140: (15, 768, 12, 64),
+  163: (18, 768, 12, 64),
+  175: (14, 896, 14, 64),
+  196: (16, 896, 14, 64),
+  217: (18, 896, 14, 64),
+  251: (16, 1024, 16, 64),
+  278: (18, 1024, 16, 64),
+  306: (20, 1024, 16, 64),
+  425: (18, 1280, 10, 128),
+  489: (21, 1280, 10, 128),
+  509: (18, 1408, 11, 128),
+  552: (24, 1280, 10, 128),
+  587: (21, 1408, 11, 128),
+  632: (19, 1536, 12, 128),
+  664: (24, 1408, 11, 128),
+  724: (22, 1536, 12, 128),
+  816: (25, 1536, 12, 128),
+  893: (20, 1792, 14, 128),
+  1018: (23, 1792, 14, 128),
+  1143: (26, 1792, 14, 128),
+  1266: (22, 2048, 16, 128),
+  1424: (22, 2176, 17, 128),
+  1429: (25, 2048, 16, 128),
+  1593: (28, 2048, 16, 128),
+  1609: (25, 2176, 17, 128),
+  1731: (24, 2304, 18, 128),
+  1794: (28, 2176, 17, 128),
+  2007: (28, 2304, 18, 128),
+  2283: (32, 2304, 18, 128),
+  2298: (26, 2560, 20, 128),
+  2639: (30, 2560, 20, 128),
+  2980: (34, 2560, 20, 128),
+  3530: (36, 2688, 22, 128),
+  3802: (36, 2816, 22, 128),
+  4084: (36, 2944, 22, 128),
+  4516: (36, 3072, 24, 128),
+  6796: (40, 3584, 28, 128),
+  9293: (42, 4096, 32, 128),
+  11452: (47, 4352, 32, 128),
+  12295: (44, 4608, 36, 128),
+  12569: (47, 4608, 32, 128),
+  13735: (47, 4864, 32, 128),
+  14940: (49, 4992, 32, 128),
+  16183: (47, 5120, 40, 128),
+}
 
 # Rows are depth, width, heads, then MLP width and key-value heads where those
 # are not 4 width and heads.
@@ -87,10 +159,11 @@ _FAMILIES: list[tuple[dict[str, Any], dict[str, tuple[int, ...]]]] = [
       'megatron-8.3b': (72, 3072, 32),
     },
   ),
-  # Brown et al., 2020, arXiv:2005.14165, table 2.1, where every other layer's
-  # attention is banded; here all are dense. The table's 24 heads of 128 at width
-  # 2048 and its width 5140 contradict the counts of table D.1, which 16 heads
-  # and width 5120 give.
+  # Microsoft, 2020, "Turing-NLG: A 17-billion-parameter language model".
+  (_MEGATRON, {'turing-nlg-17b': (78, 4256, 28)}),
+  # Brown et al., 2020, arXiv:2005.14165, table 2.1, whose 24 heads of 128 at
+  # width 2048 and whose width 5140 contradict the counts of table D.1, which 16
+  # heads and width 5120 give.
   (
     _GPT3,
     {
@@ -118,9 +191,15 @@ _FAMILIES: list[tuple[dict[str, Any], dict[str, tuple[int, ...]]]] = [
       'palm-540b': (118, 18432, 48, 0, 1),
     },
   ),
+  # Fried et al., 2022, arXiv:2204.05999, with XGLM's architecture (Lin et al.,
+  # 2021, arXiv:2112.10668).
+  (
+    _INCODER,
+    {'incoder-1.3b': (24, 2048, 32), 'incoder-6.7b': (32, 4096, 32)},
+  ),
   # Dey et al., 2023, arXiv:2304.03208, table 1.
   (
-    _GPT3,
+    _GPT3_DENSE,
     {
       'cerebras-111m': (10, 768, 12),
       'cerebras-256m': (14, 1088, 17),
@@ -190,3 +269,22 @@ FIELDS: dict[str, dict[str, Any]] = {
   for family, shapes in _FAMILIES
   for name, shape in shapes.items()
 }
+# Rae et al., 2021, arXiv:2112.11446, table 1.
+_GOPHERS = {
+  'gopher-44m': (8, 512, 16, 32),
+  'gopher-117m': (12, 768, 12, 64),
+  'gopher-417m': (12, 1536, 12, 128),
+  'gopher-1.4b': (24, 2048, 16, 128),
+  'gopher-7.1b': (32, 4096, 32, 128),
+  'gopher-280b': (80, 16384, 128, 128),
+  **{f'chinchilla-{m}m': shape for m, shape in _CHINCHILLA.items()},
+  'chinchilla-70b': (80, 8192, 64, 128),
+}
+for _name, (_depth, _width, _heads, _head_width) in _GOPHERS.items():
+  FIELDS[_name] = {
+    **_GOPHER,
+    'depth': _depth,
+    'width': _width,
+    'heads': _heads,
+    'head_width': _head_width,
+  }

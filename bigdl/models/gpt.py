@@ -3,20 +3,24 @@
 GPT-2: Radford et al., 2019, "Language Models are Unsupervised Multitask
 Learners"; the fields' defaults are its smallest size. `SIZES` names models of
 this and other families; `_gpt_sizes` cites the paper of each.
-Differs from the paper: no dropout of attention probabilities.
+Differs from the paper: no dropout of attention probabilities. Of GPT-3, whose
+paper (Brown et al., 2020, arXiv:2005.14165) names no window, the banded layers
+see 256 positions, as in GPT-Neo.
 """
 
 # Shapes: B batch, T positions, D width, V vocabulary, S new positions.
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 import functools
 import math
-from typing import Any, Literal, get_args
+from typing import Any
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from bigdl.layers import adapter, ladder
 from bigdl.layers import position as positions_of
 from bigdl.layers import stack as stacks
 from bigdl.layers.attention import Attention, AttentionKind
@@ -24,25 +28,13 @@ from bigdl.layers.block import Block, BlockKind
 from bigdl.layers.embed import Embed, Head
 from bigdl.layers.mlp import GATED, MLP, Activation
 from bigdl.layers.norm import Norm, NormKind
+from bigdl.layers.relative import RelativeAttention
 from bigdl.layers.stack import RematKind, StackKind
-from bigdl.models import _gpt_sizes
+from bigdl.models import _gpt_fields, _gpt_sizes
+from bigdl.models._gpt_fields import FloatKind, InitKind, PositionKind
 
-PositionKind = Literal['learned', 'sinusoidal', 'rotary', 'none']
-InitKind = Literal['normal', 'fan_in']
-FloatKind = Literal['float32', 'bfloat16', 'float16', 'float64']
-
-_KINDS = {
-  'activation': Activation,
-  'block': BlockKind,
-  'norm': NormKind,
-  'position': PositionKind,
-  'weight_init': InitKind,
-  'dtype': FloatKind,
-  'param_dtype': FloatKind,
-  'attention': AttentionKind,
-  'stack': StackKind,
-  'remat': RematKind,
-}
+# fairseq counts positions from there, two ids of padding and its like apart.
+_FAIRSEQ_FIRST = 2
 
 
 class GPT(nn.Module):
@@ -64,15 +56,20 @@ class GPT(nn.Module):
   norm: NormKind = 'layernorm'
   norm_epsilon: float = 1e-5
   bias: bool = True  # In projections and LayerNorms.
+  qkv_bias: bool = True  # In queries, keys, values, where there is `bias`.
   qk_norm: bool = False  # Normalise queries and keys, head by head.
+  window: int = 0  # Positions that banded attention sees; 0: all are dense.
+  dense_every: int = 0  # Blocks 0, n, 2 n, ... stay dense; 0: no block does.
   position: PositionKind = 'learned'
   rotary_fraction: float = 1.0  # Share of a head's coordinates that rotate.
   rotary_base: float = 10000.0
   tied: bool = True  # The head is the transposed embedding.
   embed_scale: bool = False  # Multiply embeddings by sqrt(width).
+  logit_scale: float = 1.0  # Logits are multiplied by it.
   softcap: float = 0.0  # Logits become c tanh(logits / c); 0: off.
   attention_softcap: float = 0.0  # The same for attention scores.
   dropout: float = 0.0  # Of embeddings and of what each layer adds.
+  adapter: int = 0  # Width of the adapters in each block; 0: none.
   weight_init: InitKind = 'normal'  # 'fan_in': weights ~ N(0, 1 / inputs).
   init_std: float = 0.02  # Of embeddings, and of weights under 'normal'.
   dtype: FloatKind = 'float32'  # Of compute; logits are float32 or wider.
@@ -83,41 +80,7 @@ class GPT(nn.Module):
 
   def __post_init__(self):
     super().__post_init__()
-    for name, kind in _KINDS.items():
-      value, allowed = getattr(self, name), get_args(kind)
-      if value not in allowed:
-        raise ValueError(f'{name}={value} must be one of {", ".join(allowed)}')
-    for name in ('depth', 'width', 'heads', 'vocab', 'length'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'{name}={getattr(self, name)} must be at least 1')
-    for name in ('kv_heads', 'head_width', 'mlp_width'):
-      if getattr(self, name) < 0:
-        raise ValueError(f'{name}={getattr(self, name)} must not be negative')
-    if not self.head_width and self.width % self.heads:
-      raise ValueError(f'heads={self.heads} must divide width={self.width}')
-    if self.heads % self._kv_heads:
-      raise ValueError(
-        f'kv_heads={self.kv_heads} must divide heads={self.heads}'
-      )
-    if not 0 < self.rotary_fraction <= 1:
-      raise ValueError(
-        f'rotary_fraction={self.rotary_fraction} must be in (0, 1]'
-      )
-    if self.position == 'rotary' and (self._rotated < 2 or self._rotated % 2):
-      raise ValueError(
-        f'rotary_fraction={self.rotary_fraction} of '
-        f'head_width={self._head_width} must be even and at least 2'
-      )
-    if self.position == 'sinusoidal' and self.width % 2:
-      raise ValueError(f'width={self.width} must be even for sinusoids')
-    if not 0 <= self.dropout < 1:
-      raise ValueError(f'dropout={self.dropout} must be in [0, 1)')
-    for name in ('softcap', 'attention_softcap', 'init_std'):
-      if not getattr(self, name) >= 0:
-        raise ValueError(f'{name}={getattr(self, name)} must not be negative')
-    for name in ('norm_epsilon', 'rotary_base'):
-      if not getattr(self, name) > 0:
-        raise ValueError(f'{name}={getattr(self, name)} must be positive')
+    _gpt_fields.check(self)
 
   @property
   def _head_width(self) -> int:
@@ -152,17 +115,7 @@ class GPT(nn.Module):
     layer: dict[str, Any] = {'kernel_init': init, 'out_init': out_init, **types}
     block = functools.partial(
       Block,
-      attention=functools.partial(
-        Attention,
-        heads=self.heads,
-        kv_heads=self._kv_heads,
-        head_width=self._head_width,
-        bias=self.bias,
-        qk_norm=norm if self.qk_norm else None,
-        softcap=self.attention_softcap,
-        kind=self.attention,
-        **layer,
-      ),
+      attention=self._attention(norm, layer),
       mlp=functools.partial(
         MLP,
         hidden=self._mlp_width,
@@ -173,6 +126,7 @@ class GPT(nn.Module):
       norm=norm,
       kind=self.block,
       dropout=self.dropout,
+      adapter=adapter.maker(self.adapter, **types),
     )
     self.embed = Embed(self.vocab, self.width, table_init=small, **types)
     if self.position == 'learned':
@@ -184,6 +138,39 @@ class GPT(nn.Module):
       self.final_norm = norm()
     if not self.tied:
       self.head = Head(self.vocab, table_init=init, **types)
+
+  def _attention(self, norm, layer):
+    """Returns what makes the attention of a block."""
+    own: dict[str, Any] = {
+      'heads': self.heads,
+      'head_width': self._head_width,
+      'kind': self.attention,
+      **layer,
+    }
+    if self.position == 'relative':
+      bias = self.bias and self.qkv_bias
+      return functools.partial(
+        RelativeAttention, bias=bias, out_bias=self.bias, **own
+      )
+    return functools.partial(
+      Attention,
+      kv_heads=self._kv_heads,
+      bias=self.bias,
+      qkv_bias=self.qkv_bias,
+      qk_norm=norm if self.qk_norm else None,
+      softcap=self.attention_softcap,
+      **own,
+    )
+
+  @property
+  def _turns(self) -> Sequence[Mapping[str, Any]]:
+    """What blocks are told in turn: the windows of their attention."""
+    if not self.window or self.dense_every == 1:
+      return ({},)
+    banded = {'window': self.window}
+    if not self.dense_every:
+      return (banded,)
+    return ({}, *[banded] * (self.dense_every - 1))
 
   @property
   def _damp(self) -> float:
@@ -223,7 +210,7 @@ class GPT(nn.Module):
       raise ValueError(f'{T} tokens must fit in length={self.length}')
     if positions is None:
       positions = jnp.arange(T)
-      if segments is not None and self.position != 'none':
+      if segments is not None and self.position not in ('relative', 'none'):
         positions = positions_of.segment_positions(segments)
     return self._blocks(tokens_BT, positions, segments, None, deterministic)
 
@@ -236,13 +223,14 @@ class GPT(nn.Module):
 
     Args:
       tokens_BS: The next S tokens of every row.
-      start: Scalar: how many positions the cache holds already.
+      start: How many positions the cache holds already: a scalar, or `[B]`
+        where rows differ.
       capacity: Positions that the cache has room for.
     """
     S = tokens_BS.shape[1]
     if S > capacity:
       raise ValueError(f'{S} tokens must fit in capacity={capacity}')
-    positions = start + jnp.arange(S)
+    positions = jnp.asarray(start)[..., None] + jnp.arange(S)
     return self._blocks(
       tokens_BS, positions, None, start, True, capacity=capacity
     )
@@ -260,6 +248,10 @@ class GPT(nn.Module):
       x_BTD = x_BTD + positions_of.sinusoid(
         positions, self.width, dtype=self.dtype
       )
+    elif self.position == 'fairseq':
+      x_BTD = x_BTD + positions_of.sinusoid(
+        positions + _FAIRSEQ_FIRST, self.width, closed=True, dtype=self.dtype
+      )
     elif self.position == 'rotary':
       rotary = positions_of.rotary(
         positions, self._rotated, base=self.rotary_base, dtype=self.dtype
@@ -273,6 +265,7 @@ class GPT(nn.Module):
       start,
       depth=self.depth,
       remat=self.remat,
+      turns=self._turns,
       deterministic=deterministic,
       **static,
     )
@@ -281,6 +274,8 @@ class GPT(nn.Module):
   def logits(self, x: jax.Array) -> jax.Array:
     """Returns logits `[..., V]` of hidden states `[..., D]`."""
     logits = self.embed.logits(x) if self.tied else self.head(x)
+    if self.logit_scale != 1:
+      logits = self.logit_scale * logits
     if self.softcap:
       logits = self.softcap * jnp.tanh(logits / self.softcap)
     return logits
@@ -291,50 +286,26 @@ class GPT(nn.Module):
     Head width, heads per key-value head, and the ratios of MLP to width stay;
     depth and width grow together, width in steps of a head.
     """
-    if not factor > 0:
-      raise ValueError(f'factor={factor} must be positive')
-    return _rung(self, factor)
+    step = self.heads // self._kv_heads if self._kv_heads > 1 else 1
+    return ladder.rung(self, factor, size=_block_sizes, widen=_widen, step=step)
 
 
-def _block_size(model: GPT) -> int:
-  """The weights of one block's matrices."""
+def _block_sizes(model: GPT) -> int:
+  """The weights of all blocks' matrices."""
   heads = 2 * model.heads + 2 * model._kv_heads
+  if model.position == 'relative':
+    heads += model.heads
   matrices = 3 if model.activation in GATED else 2
   attention = model.width * heads * model._head_width
-  return attention + matrices * model.width * model._mlp_width
+  return model.depth * (attention + matrices * model.width * model._mlp_width)
 
 
-def _rung(model: GPT, factor: float) -> GPT:
-  """The shape whose size and whose width / depth are closest to the asked."""
-  target = factor * model.depth * _block_size(model)
-  group = model.heads // model._kv_heads
-  step = group if model._kv_heads > 1 else 1
-  aspect = model.width / model.depth
-  guess = factor ** (1 / 3)
-  most = max(math.ceil(4 * guess * model.heads), 4 * step)
-  rungs = []
-  for heads in range(step, most + 1, step):
-    wide = _widen(model, heads, heads // group if step > 1 else model.kv_heads)
-    near = target / _block_size(wide)
-    for depth in (max(1, math.floor(near)), max(1, math.ceil(near))):
-      miss = math.log(depth * _block_size(wide) / target)
-      bend = math.log(wide.width / depth / aspect)
-      rungs.append((miss**2 + 0.03 * bend**2, depth, wide))
-  _, depth, wide = min(rungs, key=lambda rung: rung[0])
-  return wide.clone(depth=depth)
-
-
-def _widen(model: GPT, heads: int, kv_heads: int) -> GPT:
-  """The same model with other heads, and width in proportion to them."""
-  width = heads * model._head_width
-  changes: dict[str, Any] = {}
-  if model.head_width:
-    width = max(2, 2 * round(model.width * heads / model.heads / 2))
-  if model.mlp_width:
-    unit = 8 if model.mlp_width % 8 == 0 else 1
-    ratio = model.mlp_width / model.width
-    changes['mlp_width'] = max(unit, unit * round(ratio * width / unit))
-  return model.clone(heads=heads, width=width, kv_heads=kv_heads, **changes)
+def _widen(model: GPT, heads: int) -> GPT:
+  """The same model with other heads; each key-value head serves as many."""
+  shared = model.heads // model._kv_heads
+  wide = ladder.widen(model.clone(kv_heads=0), heads)
+  own = heads // shared if model._kv_heads > 1 else 1
+  return wide.clone(kv_heads=own if model.kv_heads else 0)
 
 
 # Published sizes by name, such as 'gpt2-124m'; none is allocated.

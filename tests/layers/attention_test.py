@@ -31,7 +31,7 @@ def packed(T):
   return jnp.asarray(np.stack([row, 1 + (t > T - 9)]), jnp.int32)
 
 
-def definition(q, k, v, *, causal, segments, softcap):
+def definition(q, k, v, *, causal, segments, softcap, window=0):
   """Returns attention query by query, in float64."""
   q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
   B, T, H, K = q.shape
@@ -40,6 +40,7 @@ def definition(q, k, v, *, causal, segments, softcap):
   for b in range(B):
     for t in range(T):
       see = np.arange(T) <= t if causal else np.ones(T, bool)
+      see = see & (np.arange(T) > t - (window or T))
       if segments is not None:
         see = see & (np.asarray(segments)[b] == segments[b, t])
       for h in range(H):
@@ -50,8 +51,10 @@ def definition(q, k, v, *, causal, segments, softcap):
   return out
 
 
-@functools.partial(jax.jit, static_argnames=('causal', 'softcap', 'kind'))
-def run(q, k, v, segments, *, causal, softcap, kind):
+@functools.partial(
+  jax.jit, static_argnames=('causal', 'softcap', 'window', 'kind')
+)
+def run(q, k, v, segments, *, causal, softcap, kind, window=0):
   """Returns the output and the gradients of a weighted sum of it."""
 
   def total(q, k, v):
@@ -62,6 +65,7 @@ def run(q, k, v, segments, *, causal, softcap, kind):
       causal=causal,
       segments_BT=segments,
       softcap=softcap,
+      window=window,
       kind=kind,
     )
     weights = jnp.cos(jnp.arange(o.size, dtype=jnp.float32)).reshape(o.shape)
@@ -75,25 +79,30 @@ CASES: dict[str, dict[str, Any]] = {
   'grouped': dict(softcap=0.7, segments=True),
   'multi_query': dict(G=1, T=131, segments=True),
   'one_token': dict(T=1, softcap=0.7),
+  # Tiles of 65 queries: some are given keys of two tiles, none all keys.
+  'banded': dict(T=195, window=65),
+  'banded_grouped': dict(G=1, T=195, window=3, segments=True, softcap=0.7),
+  'band_wider_than_all': dict(T=67, window=80),
+  'band_of_itself': dict(T=67, window=1, segments=True),
 }
 
 
 def case(name):
   fields: dict[str, Any] = {'softcap': 0.0, 'segments': False, **CASES[name]}
   softcap, segments = fields.pop('softcap'), fields.pop('segments')
+  window = fields.pop('window', 0)
   q, k, v = inputs(**fields)
-  return (q, k, v, packed(q.shape[1]) if segments else None), softcap
+  ids = packed(q.shape[1]) if segments else None
+  return (q, k, v, ids), {'softcap': softcap, 'window': window}
 
 
 @pytest.mark.parametrize('name', CASES)
 def test_tiles_are_the_definition_and_have_its_gradients(name):
-  arrays, softcap = case(name)
-  fields: dict[str, Any] = {'causal': True, 'softcap': softcap}
+  arrays, mask = case(name)
+  fields: dict[str, Any] = {'causal': True, **mask}
   (_, plain), want_grads = run(*arrays, **fields, kind='xla')
   (_, tiles), grads = run(*arrays, **fields, kind='tiled')
-  want = definition(
-    *arrays[:3], causal=True, segments=arrays[3], softcap=softcap
-  )
+  want = definition(*arrays[:3], segments=arrays[3], **fields)
   np.testing.assert_allclose(plain, want, **CLOSE)
   np.testing.assert_allclose(tiles, want, **CLOSE)
   for a, b in zip(grads, want_grads, strict=True):
@@ -157,6 +166,34 @@ def test_tiles_leave_out_keys_that_no_query_sees():
   assert flops('tiled') == pytest.approx(10 / 16 * flops('xla'), rel=0.05)
 
 
+def test_tiles_leave_out_keys_beside_the_band():
+  q, k, v = inputs(T=512, G=4)
+
+  def flops(kind):
+    run = functools.partial(attend, kind=kind, window=64)
+    return jax.jit(run).lower(q, k, v).cost_analysis()['flops']
+
+  # Eight tiles of 64 queries; all but the first are given 127 keys.
+  share = (64 + 7 * 127) / (8 * 512)
+  assert flops('tiled') == pytest.approx(share * flops('xla'), rel=0.05)
+
+
+@pytest.mark.parametrize('T', [1, 63, 65, 257, 1023, 5000])
+@pytest.mark.parametrize('window', [1, 64, 200])
+def test_banded_tiles_cover_every_query_once_and_are_few(T, window):
+  tiles = tiled._tiles(T, window)
+  assert [t for start, stop in tiles for t in range(start, stop)] == list(
+    range(T)
+  )
+  assert len(tiles) <= 16
+
+
+def test_a_band_without_a_causal_mask_is_refused():
+  q, k, v = inputs(T=8)
+  with pytest.raises(ValueError, match='^window=3 must be 0 where causal=Fal'):
+    attend(q, k, v, causal=False, window=3)
+
+
 @pytest.mark.parametrize('causal', [True, False])
 def test_the_tpu_kernel_is_the_same_function(causal):
   # Interpreted: the machine of the tests has no TPU.
@@ -168,6 +205,33 @@ def test_the_tpu_kernel_is_the_same_function(causal):
       q, k, v, causal=causal, segments_BT=ids, softcap=softcap, kind='xla'
     )
     np.testing.assert_allclose(out, want, **CLOSE)
+
+
+def test_the_tpu_kernel_has_the_band():
+  arrays = *inputs(T=128, K=64, B=1), None
+  out = attention._pallas(*arrays, True, 0.0, window=40, interpret=True)
+  want = attend(*arrays[:3], window=40, kind='xla')
+  np.testing.assert_allclose(out, want, **CLOSE)
+
+
+def test_cudnn_is_told_the_band(monkeypatch):
+  # The machine of the tests has no GPU; the same function, told the same in
+  # plain XLA, must see the same positions.
+  seen = {}
+  plain = jax.nn.dot_product_attention
+
+  def record(*arrays, implementation, **options):
+    seen['implementation'] = implementation
+    return plain(*arrays, **options, implementation='xla')
+
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', record)
+  q, k, v = inputs(T=67, dtype='bfloat16')
+  out = attend(q, k, v, window=5, kind='cudnn')
+  assert seen == {'implementation': 'cudnn'}
+  want = attend(q, k, v, window=5, kind='xla')
+  wide = (x.astype(jnp.float32) for x in (out, want))
+  np.testing.assert_allclose(*wide, rtol=0.05, atol=0.05)
 
 
 def test_kernels_refuse_what_they_cannot_compute():
@@ -227,3 +291,11 @@ def test_the_name_of_its_scope_says_what_is_masked(causal):
   traced = jax.make_jaxpr(functools.partial(attend, causal=causal))(q, k, v)
   scope = 'causal_attention' if causal else 'full_attention'
   assert scope in traced.pretty_print(name_stack=True)
+
+
+@pytest.mark.parametrize('kind', ['xla', 'tiled'])
+def test_the_scope_of_banded_attention_names_its_window(kind):
+  q, k, v = inputs(T=8)
+  run = functools.partial(attend, window=3, kind=kind)
+  text = jax.make_jaxpr(run)(q, k, v).pretty_print(name_stack=True)
+  assert 'banded_attention_3' in text and 'causal_attention' not in text

@@ -26,6 +26,16 @@ def test_sinusoids_are_their_formula():
     np.testing.assert_allclose(row, want, atol=1e-4)
 
 
+def test_closed_sinusoids_fall_to_exactly_their_base():
+  # Of 8 coordinates, rates are 1, 10000^(-1/3), 10000^(-2/3) and 1 / 10000.
+  out = position.sinusoid(jnp.array([3, 700]), 8, closed=True)
+  for row, t in zip(out, (3, 700), strict=True):
+    angles = t * 10000 ** (-np.arange(4) / 3)
+    want = np.concatenate([np.sin(angles), np.cos(angles)])
+    np.testing.assert_allclose(row, want, atol=1e-4)
+  assert out[1, 3] == pytest.approx(np.sin(0.07), rel=1e-5)
+
+
 def test_rotations_turn_pairs_and_leave_the_rest():
   x = np.random.default_rng(0).normal(size=(1, 4, 2, 7))
   table = position.rotary(jnp.arange(4), 4, base=100.0)

@@ -68,6 +68,18 @@ FORMS: list[dict[str, Any]] = [
     'norm_epsilon': 0.1,
     'bias': False,
   },
+  # GPT-3's alternation, as GPT-Neo has it.
+  {'depth': 3, 'window': 3, 'dense_every': 2, 'qkv_bias': False},
+  # Gopher's.
+  {
+    'norm': 'rmsnorm',
+    'position': 'relative',
+    'qkv_bias': False,
+    'head_width': 4,
+    'activation': 'silu',
+  },
+  # InCoder's.
+  {'position': 'fairseq', 'embed_scale': True, 'logit_scale': 0.5},
 ]
 
 
@@ -92,6 +104,7 @@ def mlp(model, p, x):
     'geglu': gelu,
     'gelu_exact': lambda x: x * (1 + np.vectorize(math.erf)(x / 2**0.5)) / 2,
     'relu': lambda x: np.maximum(x, 0),
+    'silu': lambda x: x / (1 + np.exp(-x)),
     'swiglu': lambda x: x / (1 + np.exp(-x)),
   }[model.activation]
   if model.activation in ('swiglu', 'geglu'):
@@ -109,7 +122,14 @@ def rotate(model, x_BTHK):
   return np.concatenate([z.real, z.imag, x_BTHK[..., 2 * R :]], -1)
 
 
-def attention(model, p, x):
+def sinusoid(positions, width, last):
+  """Rates fall from 1 to 10^-4, which is the one after `last` of `width`."""
+  rates = 10_000 ** -(np.arange(width // 2) / last)
+  angles = np.asarray(positions)[..., None] * rates
+  return np.concatenate([np.sin(angles), np.cos(angles)], -1)
+
+
+def attention(model, p, x, window):
   B, T, _ = x.shape
   H, K = model.heads, model.head_width or model.width // model.heads
   G = model.kv_heads or H
@@ -120,23 +140,32 @@ def attention(model, p, x):
     q, k = norm(model, p['query_norm'], q), norm(model, p['key_norm'], k)
   if model.position == 'rotary':
     q, k = rotate(model, q), rotate(model, k)
+  u = v_bias = 0
+  if model.position == 'relative':
+    u, v_bias = p['content_bias'], p['position_bias']
+    r_THK = sinusoid(range(T), model.width, model.width // 2)
+    r_THK = (r_THK @ p['relative']['kernel']).reshape(T, H, K)
   o = np.zeros((B, T, H, K))
   for h in range(H):
     for t in range(T):
       g = h // (H // G)
-      s_BS = np.einsum('BK,BSK->BS', q[:, t, h], k[:, : t + 1, g]) / K**0.5
+      seen = np.s_[:, max(0, t + 1 - window) : t + 1, g]
+      s_BS = np.einsum('BK,BSK->BS', (q + u)[:, t, h], k[seen]) / K**0.5
+      if model.position == 'relative':
+        # Distances t to 0 of keys 0 to t.
+        s_BS += (q + v_bias)[:, t, h] @ r_THK[t::-1, h].T / K**0.5
       if model.attention_softcap:
         c = model.attention_softcap
         s_BS = c * np.tanh(s_BS / c)
       e_BS = np.exp(s_BS)
       w_BS = e_BS / e_BS.sum(-1, keepdims=True)
-      o[:, t, h] = np.einsum('BS,BSK->BK', w_BS, v[:, : t + 1, g])
+      o[:, t, h] = np.einsum('BS,BSK->BK', w_BS, v[seen])
   return dense(p['out'], o.reshape(B, T, H * K))
 
 
-def block(model, p, x):
+def block(model, p, x, window):
   n1 = functools.partial(norm, model, p['attention_norm'])
-  a = functools.partial(attention, model, p['attention'])
+  a = functools.partial(attention, model, p['attention'], window=window)
   m = functools.partial(mlp, model, p['mlp'])
   if model.block == 'parallel':
     return x + a(n1(x)) + m(n1(x))
@@ -160,14 +189,18 @@ def forward(model, params, tokens):
   if model.position == 'learned':
     x = x + p['positions']['embedding'][:T]
   if model.position == 'sinusoidal':
-    angles = np.arange(T)[:, None] / 1e4 ** (np.arange(D // 2) * 2 / D)
-    x = x + np.concatenate([np.sin(angles), np.cos(angles)], -1)
+    x = x + sinusoid(range(T), D, D // 2)
+  if model.position == 'fairseq':
+    x = x + sinusoid(range(2, T + 2), D, D // 2 - 1)
   for i in range(model.depth):
-    x = block(model, p[f'blocks_{i}'], x)
+    dense = not model.window or (
+      model.dense_every and i % model.dense_every == 0
+    )
+    x = block(model, p[f'blocks_{i}'], x, T if dense else model.window)
   if model.block != 'post':
     x = norm(model, p['final_norm'], x)
   head = p['embed']['embedding'].T if model.tied else p['head']['kernel']
-  c = model.softcap
+  c, x = model.softcap, model.logit_scale * x
   return c * np.tanh(x @ head / c) if c else x @ head
 
 
