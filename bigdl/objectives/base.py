@@ -84,6 +84,18 @@ class Objective:
     """Returns summed held-out loss and its weight, both float32 `[rows]`."""
     raise NotImplementedError
 
+  def measures(
+    self, model: nn.Module, params: Params, extra: Any, batch: Batch
+  ) -> tuple[Metrics, jax.Array]:
+    """Returns held-out sums by name and their weight, all float32 `[rows]`.
+
+    `loss`, which is what `score` returns, is among them; whatever else is there
+    (`error` of a classifier) stands in the run's record beside it, and a law
+    can be fitted to it.
+    """
+    loss, weight = self.score(model, params, extra, batch)
+    return {'loss': loss}, weight
+
   def update(
     self,
     model: nn.Module,

@@ -9,7 +9,8 @@ weight's path:
   w <- w - m lr f(t, T) u
 
 Decay is decoupled from the rule and scaled by the learning rate (Loshchilov and
-Hutter, 2019, arXiv:1711.05101, as in their published code).
+Hutter, 2019, arXiv:1711.05101, as in their published code). `depth` cites what
+rates by layer and gradual unfreezing are from.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 import optax
 
 from bigdl import tree
+from bigdl.optim import depth
 from bigdl.optim.schedule import WSD, Schedule
 
 
@@ -51,8 +53,16 @@ class Optimizer:
   decay: str = r'(kernel|embedding)$'  # Paths that decay.
   clip: float = 1.0  # Most global norm of the gradient; 0: any.
   freeze: str = ''  # Paths that stay as they are; '': none.
+  train: str = ''  # Only these paths move, less those of `freeze`; '': all.
   # Factors on the learning rate; the first pattern found in a path holds.
   multipliers: tuple[tuple[str, float], ...] = ()
+  # Factor on the rate from each layer to the one below it, the head's being 1.
+  layer_decay: float = 1.0
+  # Share of the run after which all layers move: they are freed one by one from
+  # the head, which moves at once, to the embeddings.
+  unfreeze: float = 0.0
+  # Paths that are freed at a share of the run of their own; the first found.
+  unfreeze_at: tuple[tuple[str, float], ...] = ()
   ema: float = 0.0  # Decay of the averaged weights; 0: none are kept.
 
   def __post_init__(self):
@@ -63,6 +73,12 @@ class Optimizer:
       # Each is the share of an average that one update leaves as it was.
       if not 0 <= getattr(self, name, 0.0) < 1:
         raise ValueError(f'{name}={getattr(self, name)} must be in [0, 1)')
+    if not 0 < self.layer_decay <= 1:
+      raise ValueError(f'layer_decay={self.layer_decay} must be in (0, 1]')
+    shares = [('unfreeze_at', share) for _, share in self.unfreeze_at]
+    for name, share in [('unfreeze', self.unfreeze), *shares]:
+      if not 0 <= share <= 1:
+        raise ValueError(f'{name}={share} must be in [0, 1], shares of a run')
     for name, pattern in self._patterns():
       try:
         re.compile(pattern)
@@ -83,12 +99,12 @@ class Optimizer:
     """Returns the transform for a run of `steps` updates."""
     self.check(steps)
     rule = self.rule()
-    if self.freeze or self.multipliers:
+    if self.is_partial:
       # What never moves needs no moments.
       rule = optax.masked(rule, self._moves)
 
     def init(params):
-      self._check_patterns(params)
+      self._check_params(params)
       return OptimizerState(
         step=jnp.zeros((), jnp.int32),
         steps=jnp.asarray(steps, jnp.int32),
@@ -99,11 +115,18 @@ class Optimizer:
 
     def update(grads, state, params=None):
       assert params is not None
-      directions, inner = rule.update(self._clip(grads), state.rule, params)
+      free = self._free(params, state.step, state.steps)
+      grads = self._clip(_where(free, grads))
+      directions, inner = rule.update(grads, state.rule, params)
       rate = state.lr * self.schedule(state.step, state.steps)
-      updates = tree.map_with_path(
-        lambda path, u, w: self._step(path, u, w, rate), directions, params
+      updates = jax.tree.map(
+        lambda path, factor, u, w: self._step(path, factor, u, w, rate),
+        tree.map_with_path(lambda path, _: path, params),
+        self._factors(params),
+        directions,
+        params,
       )
+      updates = _where(free, updates)
       average = self._average(state, params, updates)
       state = state._replace(step=state.step + 1, rule=inner, average=average)
       return updates, state
@@ -122,16 +145,71 @@ class Optimizer:
     """Returns the factor on the learning rate of the parameter at `path`."""
     if self.freeze and re.search(self.freeze, path):
       return 0.0
+    if self.train and not re.search(self.train, path):
+      return 0.0
     for pattern, factor in self.multipliers:
       if re.search(pattern, path):
         return factor
     return 1.0
 
+  def trained(self, params: Any) -> int:
+    """Returns how many scalars ever move; leaves may be shapes."""
+    moves = jax.tree.leaves(self._moves(params))
+    sizes = [tree.size(x) for x in jax.tree.leaves(params)]
+    return sum(n for n, own in zip(sizes, moves, strict=True) if own)
+
+  def hold(self, params: Any) -> Any:
+    """Returns the parameters, of which those that never move have no gradient.
+
+    What is not differentiated is not computed either.
+    """
+    if not self.is_partial:
+      return params
+    return tree.map_with_path(
+      lambda p, x: x if self.multiplier(p) else jax.lax.stop_gradient(x), params
+    )
+
+  @property
+  def is_partial(self) -> bool:
+    """Whether some parameters may never move."""
+    return bool(self.freeze or self.train or self.multipliers)
+
   def _moves(self, params):
     return tree.map_with_path(lambda p, _: self.multiplier(p) != 0, params)
 
+  def _factors(self, params):
+    """Returns the factor on the rate of each parameter, or of its slices."""
+    factors = tree.map_with_path(lambda p, _: self.multiplier(p), params)
+    if self.layer_decay == 1:
+      return factors
+    layers, head = depth.layers(params)
+    return jax.tree.map(
+      lambda factor, layer: factor * self.layer_decay ** (head - layer),
+      factors,
+      layers,
+    )
+
+  def _free(self, params, step, steps):
+    """Returns whether each parameter, or slice of it, moves by now.
+
+    None where all do from the first update on.
+    """
+    if not self.unfreeze and not self.unfreeze_at:
+      return None
+    layers, head = depth.layers(params)
+
+    def free(path, _, layer):
+      start = self.unfreeze * (head - layer) / head
+      for pattern, share in self.unfreeze_at:
+        if re.search(pattern, path):
+          start = share
+          break
+      return jnp.asarray(step >= jnp.asarray(start, float) * steps)
+
+    return tree.map_with_path(free, params, layers)
+
   def _clip(self, grads):
-    if self.freeze or self.multipliers:
+    if self.is_partial:
       # Gradients of what is frozen must not count in the norm.
       grads = jax.tree.map(
         lambda g, moves: g if moves else jnp.zeros_like(g),
@@ -144,9 +222,8 @@ class Optimizer:
     scale = self.clip / jnp.maximum(norm, self.clip)
     return jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
 
-  def _step(self, path, direction, weight, rate):
-    factor = self.multiplier(path)
-    if factor == 0:
+  def _step(self, path, factor, direction, weight, rate):
+    if self.multiplier(path) == 0:
       return jnp.zeros_like(weight)
     if self.weight_decay and re.search(self.decay, path):
       direction = direction + self.weight_decay * weight
@@ -166,10 +243,15 @@ class Optimizer:
     )
 
   def _patterns(self) -> list[tuple[str, str]]:
-    patterns = [('decay', self.decay), ('freeze', self.freeze)]
-    return patterns + [('multipliers', p) for p, _ in self.multipliers]
+    return [
+      ('decay', self.decay),
+      ('freeze', self.freeze),
+      ('train', self.train),
+      *(('multipliers', p) for p, _ in self.multipliers),
+      *(('unfreeze_at', p) for p, _ in self.unfreeze_at),
+    ]
 
-  def _check_patterns(self, params):
+  def _check_params(self, params):
     paths = tree.paths(params)
     defaults = {f.default for f in dataclasses.fields(self)}
     for name, pattern in self._patterns():
@@ -179,3 +261,21 @@ class Optimizer:
       raise ValueError(
         f'{name}={pattern!r} must match a parameter, such as {paths[0]}'
       )
+    if not any(self.multiplier(p) for p in paths):
+      raise ValueError(
+        f'freeze={self.freeze!r} and train={self.train!r} leave none of the'
+        f' {len(paths)} parameters to train'
+      )
+    for name, off in (('layer_decay', 1), ('unfreeze', 0)):
+      if getattr(self, name) != off and depth.layers(params)[1] == 1:
+        raise ValueError(
+          f'{name}={getattr(self, name)} needs layers named blocks_0 and so on;'
+          f' the parameters are named like {paths[0]}'
+        )
+
+
+def _where(free, values):
+  """Returns the values, zero where they are not free yet."""
+  if free is None:
+    return values
+  return jax.tree.map(lambda f, x: jnp.where(f, x, 0), free, values)
