@@ -15,6 +15,7 @@ import pathlib
 import sysconfig
 import tarfile
 from typing import IO, Any
+import zipfile
 import zlib
 
 from bigdl.data import tokens
@@ -22,15 +23,22 @@ from bigdl.data import tokens
 _OPEN: dict[str, Any] = {'.gz': gzip.open, '.xz': lzma.open, '.bz2': bz2.open}
 _SHORT = {'.tgz': '.tar.gz', '.txz': '.tar.xz', '.tbz2': '.tar.bz2'}
 _LINES = ('.jsonl', '.ndjson')
-_DAMAGE = (EOFError, OSError, lzma.LZMAError, zlib.error, tarfile.TarError)
+_DAMAGE = (
+  EOFError,
+  OSError,
+  lzma.LZMAError,
+  zlib.error,
+  tarfile.TarError,
+  zipfile.BadZipFile,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class TextFiles(tokens.TokenSource):
   """Documents from files, told by their names.
 
-  `.gz`, `.xz` and `.bz2` are decompressed; each member of a `.tar` and each line
-  of a `.jsonl` or `.ndjson` is a document; any other file is one. Where
+  `.gz`, `.xz` and `.bz2` are decompressed; each member of a `.tar` or `.zip` and
+  each line of a `.jsonl` or `.ndjson` is a document; any other file is one. Where
   `validation_paths` names none, documents are held out by a hash of their text.
   """
 
@@ -40,12 +48,14 @@ class TextFiles(tokens.TokenSource):
 
   def documents(self) -> Iterable[tokens.Document]:
     wanted = self.split == 'validation'
+    for name, text in self.every():
+      if text and self._takes(text, wanted):
+        yield name, text
+
+  def every(self) -> Iterator[tokens.Document]:
+    """Yields the documents of the split's files, of whichever split they are."""
     for file in self._files:
-      for name, text in _read(
-        str(file), file.name, file.open('rb'), self.field
-      ):
-        if text and self._takes(text, wanted):
-          yield name, text
+      yield from _read(str(file), file.name, file.open('rb'), self.field)
 
   def _takes(self, text: str, wanted: bool) -> bool:
     return bool(self.validation_paths) or tokens.is_held_out(text) == wanted
@@ -132,6 +142,13 @@ def _read(
             if inner is not None:
               own = f'{place}/{member.name}'
               yield from _read(own, member.name, inner, field)
+      elif ending == '.zip':
+        with zipfile.ZipFile(content) as packed:
+          for part in packed.infolist():
+            if not part.is_dir():
+              own = f'{place}/{part.filename}'
+              member_name = part.filename.rpartition('/')[2]
+              yield from _read(own, member_name, packed.open(part), field)
       elif ending in _LINES:
         for number, line in enumerate(content, 1):
           if line.strip():

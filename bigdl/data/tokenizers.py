@@ -1,7 +1,8 @@
 """From text to token ids and back.
 
 Byte pair encoding: Sennrich et al., 2016, arXiv:1508.07909, algorithm 1; over
-bytes: Radford et al., 2019 (GPT-2), section 2.2.
+bytes: Radford et al., 2019 (GPT-2), section 2.2. Word pieces, longest first: Wu et
+al., 2016, arXiv:1609.08144, section 4.1, as BERT splits and spells text.
 Differs from the papers: nothing; the `tokenizers` library does it.
 """
 
@@ -15,13 +16,21 @@ import json
 import os
 import pathlib
 import tempfile
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 END = '<|endoftext|>'
+# What a folder is searched for.
+FILES = ('tokenizer.json', 'tokenizer.model', 'vocab.json', 'vocab.txt')
 # What the makers of tokenizers call the end of a document.
 ENDS = (END, '</s>', '<eos>', '<|end_of_text|>', '[SEP]')
+# What BERT's and RoBERTa's vocabularies call their special tokens.
+SPECIALS = (
+  ('[CLS]', '[SEP]', '[MASK]', '[PAD]'),
+  ('<s>', '</s>', '<mask>', '<pad>'),
+  ('<cls>', '<sep>', '<mask>', '<pad>'),
+)
 
 
 @runtime_checkable
@@ -46,6 +55,39 @@ class Tokenizer(Protocol):
     """Returns a string that names what `encode` does."""
 
 
+class Specials(NamedTuple):
+  """The ids that encoders read besides text, and the size with them."""
+
+  first: int  # [CLS]: opens a row.
+  between: int  # [SEP]: ends a sentence.
+  mask: int  # [MASK]: stands for a token that is to be predicted.
+  pad: int  # [PAD]: fills a row up.
+  vocab: int  # Ids in all.
+
+
+def specials(tokenizer: Tokenizer) -> Specials:
+  """Returns the special ids of a vocabulary; they lie above one without them.
+
+  A vocabulary has them if it holds all four, as BERT or RoBERTa spells them.
+  """
+  find = getattr(tokenizer, 'find', None)
+  if find is not None:
+    for names in SPECIALS:
+      first, between, mask, pad = map(find, names)
+      if None not in (first, between, mask, pad):
+        return Specials(first, between, mask, pad, tokenizer.vocab)
+  size = tokenizer.vocab
+  return Specials(size, size + 1, size + 2, size + 3, size + 4)
+
+
+def spell(tokenizer: Tokenizer) -> tuple[str, ...]:
+  """Returns the text of each id alone; joined, words are told by spaces."""
+  own = getattr(tokenizer, 'spell', None)
+  if own is not None:
+    return own()
+  return tuple(tokenizer.decode(np.array([i])) for i in range(tokenizer.vocab))
+
+
 @dataclasses.dataclass(frozen=True)
 class Bytes:
   """The bytes of the text in UTF-8; byte 0 ends a document.
@@ -68,6 +110,10 @@ class Bytes:
   def decode(self, tokens: np.ndarray) -> str:
     raw = bytes(np.asarray(tokens, np.uint8)).replace(b'\0', b'\n')
     return raw.decode('utf-8', 'replace')
+
+  def spell(self) -> tuple[str, ...]:
+    # One character a byte: those of a longer character are letters together.
+    return tuple(chr(i) if i < 128 else '\xaa' for i in range(256))
 
   def fingerprint(self) -> str:
     return 'bytes-1'
@@ -128,8 +174,9 @@ class BPE:
 class TokenizerFile:
   """A tokenizer from disk: whatever its makers saved.
 
-  path: `tokenizer.json`, a sentencepiece `.model`, or a folder that holds one
-    of them, or GPT-2's `vocab.json` and `merges.txt`.
+  path: `tokenizer.json`, a sentencepiece `.model`, BERT's `vocab.txt` (read in
+    lower case; see `WordPiece`), or a folder that holds one of them, or GPT-2's
+    `vocab.json` and `merges.txt`.
   end: The token that ends a document; '' looks for one of the usual names.
   """
 
@@ -137,17 +184,17 @@ class TokenizerFile:
   end: str = ''
 
   @functools.cached_property
-  def _made(self) -> Tokenizer:
+  def _made(self) -> Coder | Pieces:
     path = pathlib.Path(self.path).expanduser()
     if path.is_dir():
-      for name in ('tokenizer.json', 'tokenizer.model', 'vocab.json'):
+      for name in FILES:
         if (path / name).is_file():
           path = path / name
           break
       else:
         raise ValueError(
-          f'tokenizer.path={self.path} holds no tokenizer.json,'
-          ' tokenizer.model or vocab.json'
+          f'tokenizer.path={self.path} holds no {", ".join(FILES[:-1])} or'
+          f' {FILES[-1]}'
         )
     if not path.is_file():
       raise ValueError(f'tokenizer.path={self.path}: no such file')
@@ -155,6 +202,8 @@ class TokenizerFile:
       return Pieces(path, self.end)
     if path.name.endswith('vocab.json'):
       return Coder(_gpt2(path), self.end or END)
+    if path.suffix == '.txt':
+      return Coder(_word_pieces(path, lower=True), self.end)
     return Coder(_parse(path.read_text('utf-8'), str(path)), self.end)
 
   @property
@@ -171,8 +220,29 @@ class TokenizerFile:
   def decode(self, tokens: np.ndarray) -> str:
     return self._made.decode(tokens)
 
+  def find(self, token: str) -> int | None:
+    return self._made.find(token)
+
+  def spell(self) -> tuple[str, ...]:
+    return self._made.spell()
+
   def fingerprint(self) -> str:
     return self._made.fingerprint()
+
+
+@dataclasses.dataclass(frozen=True)
+class WordPiece(TokenizerFile):
+  """BERT's word pieces: `path` is a `vocab.txt`, or a folder that holds one."""
+
+  lower: bool = True  # Lower case without accents, as uncased models read.
+
+  @functools.cached_property
+  def _made(self) -> Coder:
+    path = pathlib.Path(self.path).expanduser()
+    path = path / 'vocab.txt' if path.is_dir() else path
+    if not path.is_file():
+      raise ValueError(f'tokenizer.path={self.path}: no such file')
+    return Coder(_word_pieces(path, lower=self.lower), self.end)
 
 
 class Coder:
@@ -191,6 +261,22 @@ class Coder:
   def decode(self, tokens: np.ndarray) -> str:
     ids = np.asarray(tokens).tolist()
     return self._made.decode(ids, skip_special_tokens=False)
+
+  def find(self, token: str) -> int | None:
+    """Returns the id of a token as the vocabulary spells it, or None."""
+    return self._made.token_to_id(token)
+
+  def spell(self) -> tuple[str, ...]:
+    # Ids that a small text left over are spelt as nothing.
+    known = [self._made.id_to_token(i) or '' for i in range(self.vocab)]
+    if type(self._made.model).__name__ != 'WordPiece':
+      return tuple(
+        self.decode(np.array([i])) if t else '' for i, t in enumerate(known)
+      )
+    inner = self._made.model.continuing_subword_prefix
+    return tuple(
+      t.removeprefix(inner) if t.startswith(inner) else f' {t}' for t in known
+    )
 
   def fingerprint(self) -> str:
     content = f'{self.eod} {self._made.to_str()}'.encode()
@@ -213,18 +299,23 @@ class Pieces:
       ) from error
     self.vocab = self._made.GetPieceSize()
 
-    def find(piece: str) -> int | None:
-      found = self._made.PieceToId(piece)
-      return None if found == self._made.unk_id() else found
-
     own = self._made.eos_id()
-    self.eod = own if own >= 0 and not end else _end(end, find)
+    self.eod = own if own >= 0 and not end else _end(end, self.find)
 
   def encode(self, text: str) -> np.ndarray:
     return np.array(self._made.EncodeAsIds(text), np.int32)
 
   def decode(self, tokens: np.ndarray) -> str:
     return self._made.DecodeIds(np.asarray(tokens).tolist())
+
+  def find(self, token: str) -> int | None:
+    """Returns the id of a token as the vocabulary spells it, or None."""
+    found = self._made.PieceToId(token)
+    return None if found == self._made.unk_id() else found
+
+  def spell(self) -> tuple[str, ...]:
+    pieces = (self._made.IdToPiece(i) for i in range(self.vocab))
+    return tuple(piece.replace('\u2581', ' ') for piece in pieces)
 
   def fingerprint(self) -> str:
     return f'sentencepiece-{self.eod}-{self._digest}'
@@ -285,4 +376,29 @@ def _gpt2(vocab: pathlib.Path) -> Any:
     ) from error
   # A token that no merge makes is one that the text cannot spell.
   made.add_special_tokens([t for t in (END,) if t in known])
+  return made
+
+
+def _word_pieces(path: pathlib.Path, *, lower: bool) -> Any:
+  """Returns BERT's tokenizer: words and punctuation, then their pieces."""
+  import tokenizers
+  from tokenizers import decoders, models, normalizers, pre_tokenizers
+
+  try:
+    known = models.WordPiece.read_file(str(path))
+  except Exception as error:  # The library raises Exception itself.
+    raise ValueError(
+      f'tokenizer.path={path} is not a vocabulary of word pieces: {error}'
+    ) from error
+  if '[UNK]' not in known:
+    raise ValueError(
+      f'tokenizer.path={path} is not a vocabulary of word pieces: it holds no'
+      ' [UNK]'
+    )
+  made = tokenizers.Tokenizer(models.WordPiece(known, unk_token='[UNK]'))
+  made.normalizer = normalizers.BertNormalizer(lowercase=lower)
+  made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  made.decoder = decoders.WordPiece(cleanup=False)
+  named = ('[PAD]', '[UNK]', *SPECIALS[0])
+  made.add_special_tokens([t for t in dict.fromkeys(named) if t in known])
   return made
