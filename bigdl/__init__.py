@@ -2,7 +2,8 @@
 
 The folders are the architecture; imports run downward only.
 
-  commands     one verb a file: train sweep law plan generate
+  commands     one verb a file: train sweep law plan generate convert
+               evaluate
   train        the loop, checkpoints, evaluation, logs, workers
   scaling      FLOP ledger, sweep grids, records, law estimators, report
   experiment   Experiment: one frozen value that names a whole run
@@ -13,6 +14,7 @@ The folders are the architecture; imports run downward only.
   interop      checkpoints of others, in and out
   layers       parts that two or more models share
   parallel     device meshes and sharding rules
+  tensors      named arrays on disk, in shards of safetensors
   tree         paths, masks and sizes of pytrees
   config       experiment files and overrides
 

@@ -13,12 +13,15 @@ import torch
 import transformers
 
 from bigdl import tree
-from bigdl.interop import gpt2
+from bigdl.interop import base, gpt2
 from bigdl.models.gpt import GPT
 from bigdl.objectives.causal_lm import CausalLM
 
 # Absolute in float32; in float64 a share of the largest entry of the array.
 SINGLE, DOUBLE = 1e-4, 1e-8
+
+from_hf = functools.partial(base.from_hf, family=gpt2.FAMILY)
+to_hf = functools.partial(base.to_hf, family=gpt2.FAMILY)
 
 SHAPES: dict[str, dict[str, Any]] = {
   'square': dict(n_layer=2, n_embd=12, n_head=3, vocab_size=37, n_positions=11),
@@ -93,7 +96,7 @@ def ours(model, params, rows):
   """Returns the same from GPT, gradients converted back."""
   params = jax.tree.map(jnp.asarray, params)
   (loss, logits), grads = plain(model, params, rows)
-  return np.asarray(logits), float(loss), gpt2.to_hf(grads, model)
+  return np.asarray(logits), float(loss), to_hf(grads, model)
 
 
 def compare(name, seed, dtype, **changes):
@@ -107,7 +110,7 @@ def compare(name, seed, dtype, **changes):
   rows = np.random.default_rng(seed).integers(
     0, model.vocab, (3, model.length + 1), np.int32
   )
-  params = gpt2.from_hf(arrays_of(peer), model)
+  params = from_hf(arrays_of(peer), model)
   logits, loss, grads = ours(model, params, rows)
   want_logits, want_loss, want_grads = theirs(peer, rows)
   if model.tied:
@@ -160,7 +163,7 @@ def test_the_objective_has_the_gradients_of_transformers():
   peer = reference('square', 0, torch.float32)
   model = gpt2.model_of(peer.config.to_dict())
   rows = np.random.default_rng(0).integers(0, 37, (3, 12), np.int32)
-  params = gpt2.from_hf(arrays_of(peer), model)
+  params = from_hf(arrays_of(peer), model)
   objective = CausalLM(chunk=4)
 
   @jax.jit
@@ -172,7 +175,7 @@ def test_the_objective_has_the_gradients_of_transformers():
   loss, grads = run(params)
   _, want_loss, want_grads = theirs(peer, rows)
   assert abs(loss - want_loss) < SINGLE
-  grads = gpt2.to_hf(grads, model)
+  grads = to_hf(grads, model)
   for key, want in want_grads.items():
     assert np.abs(grads[key] - want).max() < SINGLE, key
 
@@ -187,7 +190,7 @@ def test_tiles_of_attention_are_transformers_too():
       value.copy_(torch.randn_like(value) * 0.3)
   model = gpt2.model_of(config.to_dict()).clone(attention='tiled')
   rows = np.random.default_rng(0).integers(0, 37, (2, 68), np.int32)
-  params = gpt2.from_hf(arrays_of(peer), model)
+  params = from_hf(arrays_of(peer), model)
   logits, loss, grads = ours(model, params, rows)
   want_logits, want_loss, want_grads = theirs(peer, rows)
   assert np.abs(logits - want_logits).max() < SINGLE
@@ -202,18 +205,18 @@ def test_the_round_trip_is_exact(name, stack):
   peer = reference(name, 0, torch.float32)
   state = arrays_of(peer)
   model = gpt2.model_of(peer.config.to_dict()).clone(stack=stack)
-  params = gpt2.from_hf(state, model)
+  params = from_hf(state, model)
   shapes = jax.eval_shape(
     model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32)
   )
   described = jax.tree.map(lambda x: (x.shape, x.dtype), shapes['params'])
   assert jax.tree.map(lambda x: (x.shape, x.dtype), params) == described
-  back = gpt2.to_hf(params, model)
+  back = to_hf(params, model)
   assert list(back) == list(state)
   for key, value in state.items():
     assert value.dtype == back[key].dtype
     np.testing.assert_array_equal(back[key], value, key)
-  again = gpt2.from_hf(back, model)
+  again = from_hf(back, model)
   for (path, a), (_, b) in zip(
     tree.items(again), tree.items(params), strict=True
   ):
@@ -233,7 +236,7 @@ def test_checkpoints_of_the_bare_model_load_as_they_lie_on_the_hub():
   }
   old['h.0.attn.bias'] = np.tril(np.ones((1, 1, 11, 11), bool))
   old['h.0.attn.masked_bias'] = np.array(-1e4)
-  new, bare = gpt2.from_hf(state, model), gpt2.from_hf(old, model)
+  new, bare = from_hf(state, model), from_hf(old, model)
   assert tree.paths(new) == tree.paths(bare)
   for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(bare), strict=True):
     np.testing.assert_array_equal(a, b)
@@ -243,9 +246,9 @@ def test_half_precision_checkpoints_become_master_weights():
   peer = reference('square', 0, torch.float16)
   model = gpt2.model_of(peer.config.to_dict())
   state = arrays_of(peer)
-  for leaf in jax.tree.leaves(gpt2.from_hf(state, model)):
+  for leaf in jax.tree.leaves(from_hf(state, model)):
     assert leaf.dtype == np.float32
-  back = gpt2.to_hf(gpt2.from_hf(state, model), model)
+  back = to_hf(from_hf(state, model), model)
   for key, value in state.items():
     np.testing.assert_array_equal(back[key].astype(np.float16), value, key)
 
@@ -258,7 +261,7 @@ def test_one_line_lists_every_tensor_that_does_not_fit_by_both_names():
   state['transformer.h.3.ln_1.bias'] = np.zeros(12, np.float32)
   state['transformer.h.0.attn.c_attn.weight'] = np.zeros((12, 35), np.float32)
   with pytest.raises(ValueError) as caught:
-    gpt2.from_hf(state, model)
+    from_hf(state, model)
   assert str(caught.value) == (
     'GPT-2 weights do not fit: '
     'missing transformer.h.1.ln_2.bias (blocks_1/mlp_norm/bias); '
@@ -272,12 +275,12 @@ def test_one_line_lists_every_tensor_that_does_not_fit_by_both_names():
 def test_parameters_that_do_not_fit_are_listed_too():
   peer = reference('square', 0, torch.float32)
   model = gpt2.model_of(peer.config.to_dict())
-  params = gpt2.from_hf(arrays_of(peer), model)
+  params = from_hf(arrays_of(peer), model)
   del params['blocks_0']['attention']['out']['bias']
   params['head'] = {'kernel': np.zeros((12, 37))}
   params['positions']['embedding'] = np.zeros((12, 12))
   with pytest.raises(ValueError) as caught:
-    gpt2.to_hf(params, model)
+    to_hf(params, model)
   assert str(caught.value) == (
     'GPT-2 weights do not fit: missing blocks_0/attention/out/bias '
     '(transformer.h.0.attn.c_proj.bias); unknown head/kernel; misshapen '
@@ -288,11 +291,11 @@ def test_parameters_that_do_not_fit_are_listed_too():
 def test_a_scan_of_another_depth_does_not_fit():
   peer = reference('narrow', 0, torch.float32)
   model = gpt2.model_of(peer.config.to_dict()).clone(stack='scan')
-  params = gpt2.from_hf(arrays_of(peer), model)
+  params = from_hf(arrays_of(peer), model)
   with pytest.raises(ValueError, match='missing blocks_2/attention'):
-    gpt2.to_hf(params, model.clone(depth=3))
+    to_hf(params, model.clone(depth=3))
   with pytest.raises(ValueError, match='unknown blocks_1/attention'):
-    gpt2.to_hf(params, model.clone(depth=1))
+    to_hf(params, model.clone(depth=1))
 
 
 def test_a_head_that_is_not_tied_is_not_taken_for_one_that_is():
@@ -300,10 +303,10 @@ def test_a_head_that_is_not_tied_is_not_taken_for_one_that_is():
   model = gpt2.model_of(peer.config.to_dict())
   state = arrays_of(peer)
   with pytest.raises(ValueError, match='lm_head.weight must equal .*wte'):
-    gpt2.from_hf(state, model.clone(tied=True))
+    from_hf(state, model.clone(tied=True))
   del state['lm_head.weight']
   with pytest.raises(ValueError, match=r'missing lm_head.weight \(head/kernel'):
-    gpt2.from_hf(state, model)
+    from_hf(state, model)
 
 
 @pytest.mark.parametrize(
@@ -326,9 +329,9 @@ def test_models_that_gpt2_cannot_be_are_refused(field, value):
   model = GPT(depth=1, width=16, heads=4, vocab=5, length=4)
   model = model.clone(**{field: value})
   with pytest.raises(ValueError, match=f'^{field}={value} must be .*GPT-2'):
-    gpt2.to_hf({}, model)
+    to_hf({}, model)
   with pytest.raises(ValueError, match=f'^{field}={value} must be .*GPT-2'):
-    gpt2.from_hf({}, model)
+    from_hf({}, model)
 
 
 def test_the_config_of_the_hub_describes_the_default_gpt():
