@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from flax import linen as nn
 
@@ -42,6 +43,31 @@ class Logs:
 
 
 @dataclasses.dataclass(frozen=True)
+class Start:
+  """The weights that a run starts from; those it does not find start fresh.
+
+  To put a head on a model, `rename=(('^', 'body/'),)` says where its weights go.
+  """
+
+  folder: str = ''  # Of a run, a sweep (its best cell), a model; '': none.
+  drop: str = ''  # Paths, as the folder has them, that are not taken.
+  # Pairs of a regular expression and what replaces it, in the folder's paths.
+  rename: tuple[tuple[str, str], ...] = ()
+
+  def __post_init__(self):
+    patterns = [('drop', self.drop), *(('rename', p) for p, _ in self.rename)]
+    for name, pattern in patterns:
+      try:
+        re.compile(pattern)
+      except re.error as error:
+        raise ValueError(
+          f'start.{name}={pattern!r} must be a regular expression: {error}'
+        ) from error
+    if not self.folder and (self.drop or self.rename):
+      raise ValueError('start.folder must say where the weights are')
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
   """One run: what is trained, on what, how, for how long.
 
@@ -54,6 +80,7 @@ class Experiment:
   optimizer: Optimizer
   steps: int  # Parameter updates.
   batch: int  # Rows per update, over all devices.
+  start: Start = Start()
   evaluation: Evaluation = Evaluation()
   layout: Layout = Layout()
   accumulate: int = 1  # Microbatches per update.

@@ -29,8 +29,15 @@ ROWS: tuple[tuple[str, ...], ...] = (
   # A foreign checkpoint is of one family, whose model it builds.
   ('interop',),
   ('models', 'objectives', 'data', 'optim'),
-  ('layers', 'objectives.base', 'data.base', 'optim.base', 'parallel'),
-  ('config', 'optim.schedule'),
+  (
+    'layers',
+    'objectives.base',
+    'data.base',
+    'optim.base',
+    'parallel',
+    'tensors',
+  ),
+  ('config', 'optim.schedule', 'optim.depth'),
   ('flags',),
   ('values', 'tree'),
 )

@@ -83,6 +83,10 @@ class Board:
       text += f'  loss {record["loss"]:.4f}'
       if record['loss_se'] is not None:
         text += f' ± {record["loss_se"]:.4f}'
+    measures = (record.get('measures') or {}).items()
+    for name, value in measures:
+      if not name.endswith('_se'):
+        text += f'  {name} {value:.4f}'
     text += f'  {record["seconds"]:.1f} s'
     if record.get('tokens_per_second'):
       text += f'  {record["tokens_per_second"]:,.0f} {self.unit}'

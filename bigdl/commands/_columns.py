@@ -17,7 +17,7 @@ class Columns:
 
   n: str = ''  # CSV: column of parameters; '' is the one called n.
   d: str = ''  # CSV: column of tokens (or other units of data).
-  loss: str = ''  # CSV: column of the final loss, see loss_unit.
+  loss: str = ''  # CSV: column of the final loss; sweep: or error, …
   c: str = ''  # CSV: column of FLOPs; without one, C = 6 N D.
   budget: str = ''  # CSV: column that groups runs of equal compute.
   name: str = ''  # CSV: column of the runs' names.

@@ -96,6 +96,10 @@ def summary(record: dict[str, Any], workdir: str) -> str:
     if record['bits_per_byte'] is not None:
       loss += f', {record["bits_per_byte"]:.4f} bits per byte'
     lines.append(loss)
+    for name, value in (record.get('measures') or {}).items():
+      error = record['measures'].get(f'{name}_se')
+      if error is not None:
+        lines.append(f'held-out {name:<5} {value:.4f} ± {error:.4f}')
   elif record['train_loss'] is not None:
     lines.append(f'train loss     {record["train_loss"]:.4f} nats per {unit}')
   counts = record['params']

@@ -70,8 +70,11 @@ def main(argv: list[str]) -> int:
   if given.out or (sweep and not given.json):
     folder = Path(given.out or given.runs)
     folder.mkdir(parents=True, exist_ok=True)
-    lawfile.save(law, folder / 'law.json')
-    print(f'\nwritten to {folder / "law.json"}')
+    # Beside the law of the loss, not in its place.
+    other = given.loss if sweep and given.loss != 'loss' else ''
+    file = folder / (f'law_{other}.json' if other else 'law.json')
+    lawfile.save(law, file)
+    print(f'\nwritten to {file}')
   if given.json:
     lawfile.save(flat(law), given.json)
     print(f'\nwritten to {given.json}')

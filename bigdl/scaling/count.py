@@ -35,6 +35,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from bigdl import values as values_of
 from bigdl.objectives.base import Objective
 from bigdl.scaling import trace
 
@@ -159,11 +160,13 @@ def _remember(function, model, objective, fields):
 
 
 def _with(model, **fields):
-  """Returns the model with those fields changed that it has."""
-  own = {f.name for f in dataclasses.fields(model)}
-  return dataclasses.replace(
-    model, **{k: v for k, v in fields.items() if k in own}
-  )
+  """Returns the model with those fields changed that it, or a part, has."""
+  own = {f.name: getattr(model, f.name) for f in values_of.fields(model)}
+  changes = {k: v for k, v in fields.items() if k in own}
+  changes |= {
+    k: _with(v, **fields) for k, v in own.items() if isinstance(v, nn.Module)
+  }
+  return dataclasses.replace(model, **changes)
 
 
 def _abstract(model, objective, fields):
@@ -211,11 +214,13 @@ def _count(model, objective, fields) -> _Ledger:
 
 def _split(named, work) -> dict[str, int]:
   sizes = {name: math.prod(leaf.shape) for name, leaf in named.items()}
-  heads = {
-    name
-    for name in work.heads
-    if not work.vocab or work.vocab & set(named[name].shape)
+  # Of several tables the largest is of tokens; others may be as small as the
+  # number of classes.
+  vocab = {
+    k: max(work.vocab & set(named[k].shape), default=0) for k in work.heads
   }
+  most = max(vocab.values(), default=0)
+  heads = {k for k, v in vocab.items() if not work.vocab or v == most > 0}
   bare = sum(n for k, n in sizes.items() if k not in work.tables | heads)
   return {
     'total': sum(sizes.values()),

@@ -181,7 +181,7 @@ def _head(records, kept, aside, held, refit) -> dict[str, Any]:
   fitted = kept if refit else kept[~held]
   return {
     'unit': unit,
-    'loss_unit': f'nats per {unit}',
+    'loss_unit': f'{records.attrs.get("loss", "nats")} per {unit}',
     'records': {
       'total': len(records),
       'fitted': len(fitted),

@@ -77,7 +77,8 @@ def load(
   Args:
     path: A folder that holds `cells/*/record.json`, a CSV file, or its table.
     columns: For a CSV, which of its columns is our n, d, loss, flops, budget,
-      name, status or loss_se. Those not named keep our names.
+      name, status or loss_se. Those not named keep our names. For a folder,
+      `loss` alone: what else its runs measure, such as `error`.
     where: Keeps the rows of a CSV for which this holds, such as `C < 1e21`, in
       the file's own column names.
     holdout: Rows for which this holds are left out of the fit.
@@ -92,11 +93,13 @@ def load(
   path = Path(path)
   if path.is_dir():
     frame = _folder(path)
-    if columns:
+    if others := [k for k in columns or () if k != 'loss']:
       raise ValueError(
         f'{path} is a sweep folder: its columns have names, only a CSV needs'
-        f' --{next(iter(columns))}'
+        f' --{others[0]}'
       )
+    if columns:
+      frame = _measured(path, frame, columns['loss'])
   elif path.is_file():
     frame = _csv(path, dict(columns or {}), where, tuple(needs), units)
   else:
@@ -108,6 +111,22 @@ def load(
   if not len(frame):
     raise ValueError(f'{path}: no run is left (where={where!r})')
   return _held(frame, holdout)
+
+
+def _measured(path: Path, frame: pd.DataFrame, name: str) -> pd.DataFrame:
+  """Puts another of the measures of a sweep's runs in the place of the loss."""
+  if name == 'loss':
+    return frame
+  known = [str(k).removesuffix('_se') for k in frame if f'{k}'.endswith('_se')]
+  known = [k for k in known if k in frame]
+  if name not in known:
+    raise ValueError(
+      f'loss={name!r} is not measured by the runs of {path}; they have'
+      f' {", ".join(known)}'
+    )
+  frame['loss'], frame['loss_se'] = frame.pop(name), frame.pop(f'{name}_se')
+  frame.attrs['loss'] = name
+  return frame
 
 
 def _held(frame: pd.DataFrame, holdout: str) -> pd.DataFrame:
@@ -178,7 +197,8 @@ def _record(file: Path) -> dict[str, Any]:
   body = {k: record.get(k) for k in ('status', 'loss', 'loss_se', 'budget')}
   units = record.get('units')
   body |= {k: record.get(k) for k in _PLAIN}
-  return {**body, 'd': units, **_ledger(record)}
+  more = record.get('measures') or {}
+  return {**body, **more, 'd': units, **_ledger(record)}
 
 
 def _csv(path, columns, where, needs, units) -> pd.DataFrame:
@@ -459,10 +479,13 @@ def contradictory(frame: pd.DataFrame) -> list[dict[str, str]]:
 def curves(path: str | Path, frame: pd.DataFrame) -> pd.DataFrame:
   """Returns held-out losses during training: name, d, loss, step.
 
+  Of what the table has for its loss, where that is another measure.
+
   Of a sweep folder's `metrics.jsonl` files; runs without held-out lines but the
   last give only that.
   """
   rows = []
+  key = f'eval_{frame.attrs.get("loss", "loss")}'
   for row in frame.to_dict('records'):
     file = Path(path) / 'cells' / str(row['name']) / 'metrics.jsonl'
     if not file.is_file() or not row.get('steps'):
@@ -472,7 +495,7 @@ def curves(path: str | Path, frame: pd.DataFrame) -> pd.DataFrame:
         entry = json.loads(line)
       except ValueError:
         continue  # A line that a kill cut short.
-      if entry.get('eval_loss') is not None and entry.get('step'):
+      if entry.get(key) is not None and entry.get('step'):
         d = row['d'] * entry['step'] / row['steps']
-        rows.append((row['name'], d, entry['eval_loss'], entry['step']))
+        rows.append((row['name'], d, entry[key], entry['step']))
   return pd.DataFrame(rows, columns=['name', 'd', 'loss', 'step'])

@@ -140,6 +140,11 @@ class Book:
         'eval_loss': score.loss,
         'eval_se': score.se,
         'eval_bits_per_byte': score.bits_per_byte,
+        **{
+          f'eval_{name}{ending}': value
+          for name, pair in score.more.items()
+          for ending, value in zip(('', '_se'), pair, strict=True)
+        },
       }
     )
 
@@ -167,6 +172,7 @@ class Book:
       'loss': score.get('eval_loss'),
       'loss_se': score.get('eval_se'),
       'bits_per_byte': score.get('eval_bits_per_byte'),
+      'measures': _measures(score),
       'train_loss': _train_loss(records, e.steps),
       'unit': e.objective.unit,
       'params': facts.get('params', {}),
@@ -191,6 +197,16 @@ class Book:
         if error.errno != errno.ENOSPC:
           raise
     return value
+
+
+def _measures(score: dict[str, Any]) -> dict[str, Any]:
+  """Returns what the objective measures beside the loss, and `_se` of each."""
+  own = ('eval_loss', 'eval_se', 'eval_bits_per_byte')
+  return {
+    name.removeprefix('eval_'): value
+    for name, value in score.items()
+    if name.startswith('eval_') and name not in own
+  }
 
 
 def _train_loss(records: list[dict[str, Any]], steps: int) -> float | None:

@@ -42,6 +42,11 @@ def load(
     return store.restore(like)
 
 
+def saved(workdir: str | os.PathLike) -> bool:
+  """Returns whether a run has a checkpoint, readable or not."""
+  return any((pathlib.Path(workdir) / FOLDER).glob('[0-9]*'))
+
+
 class Store:
   """The checkpoints of one run folder, `workdir/checkpoints/STEP`.
 

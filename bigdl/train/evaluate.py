@@ -30,6 +30,10 @@ class Score:
   se: float | None  # Standard error of `loss`; None for a single cluster.
   count: float  # Targets scored.
   bits_per_byte: float | None
+  # What else the objective measures, by name: mean and standard error.
+  more: dict[str, tuple[float, float | None]] = dataclasses.field(
+    default_factory=dict
+  )
 
 
 def ratio(
@@ -54,7 +58,7 @@ class Evaluator:
 
   def __init__(
     self,
-    score: Callable,  # (state, batch) -> (loss, weight), each [rows]
+    measure: Callable,  # (state, batch) -> ({name: sum}, weight), all [rows]
     data: Source,
     *,
     rows: int,
@@ -70,8 +74,9 @@ class Evaluator:
     replicated = NamedSharding(sharding.mesh, PartitionSpec())
 
     def step(state, batch):
-      loss, weight = score(state, batch)
-      return loss, weight, batch.get('cluster', batch['_row'])
+      sums, weight = measure(state, batch)
+      cluster = batch.get('cluster', batch['_row'])
+      return {**sums, '_weight': weight, '_cluster': cluster}
 
     self._step = jax.jit(step, out_shardings=replicated)
 
@@ -88,14 +93,16 @@ class Evaluator:
         late = now
       parts.append(jax.device_get(late))
     # Rows that only fill up the last batch are cut off; they may be NaN.
-    losses, weights, clusters = (
-      np.concatenate(column)[: self._rows].astype(np.float64)
-      for column in zip(*parts, strict=True)
-    )
-    loss, se = ratio(losses, weights, clusters)
+    columns = {
+      k: np.concatenate([p[k] for p in parts])[: self._rows].astype(np.float64)
+      for k in parts[0]
+    }
+    weights, clusters = columns.pop('_weight'), columns.pop('_cluster')
+    means = {k: ratio(sums, weights, clusters) for k, sums in columns.items()}
+    loss, se = means.pop('loss')
     bytes_per_token = self._facts.get('bytes_per_token')
     bits = loss / math.log(2) / bytes_per_token if bytes_per_token else None
-    return Score(loss, se, float(weights.sum()), bits)
+    return Score(loss, se, float(weights.sum()), bits, means)
 
   def _batch(self, number: int) -> dict[str, jax.Array]:
     first, end = (row + number * self._size for row in self._own)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 import dataclasses
 import functools
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,13 @@ from bigdl.experiment import Experiment
 from bigdl.objectives.base import State
 from bigdl.parallel import rules
 from bigdl.train import batches, evaluate
+
+
+class Weights(Protocol):
+  """Weights that a run starts from."""
+
+  def put(self, params: Any, shapes: Any) -> Any:
+    """Returns the parameters with those weights in their places."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,13 +116,15 @@ class Program:
       ),
     )
 
-  def init(self, shapes: State) -> State:
-    """Returns the state before the first update."""
+  def init(self, shapes: State, given: Weights | None = None) -> State:
+    """Returns the state before the first update, from given weights if any."""
     first_params, first_opt = self._first
     at = jax.tree.map(lambda s: s.sharding, shapes)
     with jax.set_mesh(self.mesh):
       make = jax.jit(first_params, out_shardings=(at.params, at.extra))
       params, extra = make(self.key())
+      if given is not None:
+        params = given.put(params, shapes.params)
       make = jax.jit(first_opt, out_shardings=(at.step, at.opt))
       step, opt = make(params)
     return State(step, params, opt, extra)
@@ -127,12 +137,15 @@ class Program:
     """
     e = self.experiment
     tx = e.optimizer.make(e.steps)
+    model: Any = e.model
+    if e.optimizer.is_partial:
+      model = _Held(e.model, e.optimizer.hold)
     names: list[str] = []
 
     def step(state, batch, key):
       key = jax.random.fold_in(key, state.step)
       state, metrics = e.objective.update(
-        e.model, tx, state, batch, key, accumulate=e.accumulate
+        model, tx, state, batch, key, accumulate=e.accumulate
       )
       names[:] = sorted(metrics)
       vector = jnp.stack([jnp.asarray(metrics[k], float) for k in names])
@@ -169,12 +182,12 @@ class Program:
     if e.evaluation.data is None:
       return None
 
-    def score(state, batch):
+    def measure(state, batch):
       params = e.optimizer.averaged(state.opt, state.params)
-      return e.objective.score(e.model, params, state.extra, batch)
+      return e.objective.measures(e.model, params, state.extra, batch)
 
     return evaluate.Evaluator(
-      score,
+      measure,
       e.evaluation.data,
       rows=e.evaluation.rows,
       batch=e.evaluation.batch or e.batch,
@@ -190,3 +203,17 @@ class Program:
     index = np.asarray(sorted(steps), np.int32)
     rates = np.asarray(rate(index - 1), float).tolist()
     return dict(zip(index.tolist(), rates, strict=True))
+
+
+class _Held:
+  """A model in which the parameters that never move have no gradient."""
+
+  def __init__(self, model: Any, hold: Callable[[Any], Any]):
+    self._model, self._hold = model, hold
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._model, name)
+
+  def apply(self, variables: Any, *args: Any, **kwargs: Any) -> Any:
+    held = {**variables, 'params': self._hold(variables['params'])}
+    return self._model.apply(held, *args, **kwargs)

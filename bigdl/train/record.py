@@ -102,11 +102,22 @@ def write_config(folder: pathlib.Path, config: dict) -> None:
 
 
 def write_provenance(
-  folder: pathlib.Path, experiment: Experiment, device: dict, step: int
+  folder: pathlib.Path,
+  experiment: Experiment,
+  device: dict,
+  step: int,
+  start: dict | None = None,
 ) -> None:
   """Writes who made the numbers: code, versions, device, data, seed, time.
 
   A run that goes on adds itself to what is there.
+
+  Args:
+    folder: The run folder.
+    experiment: What is trained.
+    device: What `device.describe` says.
+    step: From where on.
+    start: Of the weights that step 0 has, what is known.
 
   Raises:
     ValueError: The data is not what the run was started on.
@@ -122,6 +133,7 @@ def write_provenance(
     'data': experiment.data.fingerprint(),
     'held_out': held_out.fingerprint() if held_out is not None else None,
     'seed': experiment.seed,
+    **({'start': start} if start else {}),
     'time': datetime.datetime.now(datetime.UTC).isoformat(),
   }
   path = folder / 'provenance.json'

@@ -12,8 +12,10 @@ import time
 
 import jax
 
+from bigdl import tree
 from bigdl.experiment import Experiment
 from bigdl.train import book, checkpoint, device, log, program, record
+from bigdl.train import start as starting
 from bigdl.train.batches import Prefetch
 
 _warn = logging.getLogger(__name__).warning
@@ -60,12 +62,24 @@ def run(
     machine = device.describe(plan.mesh)
 
     # All is restored, or made, and compiled before the loop.
+    shapes = plan.state_shapes()
+    # What cannot be started from leaves no folder behind.
+    given = None
+    if not checkpoint.saved(folder):
+      given = starting.load(e.start, shapes.params, say)
     record.write_config(folder, config)
     store = stack.enter_context(checkpoint.Store(folder, e.checkpoints, say))
-    shapes = plan.state_shapes()
-    state = store.restore(shapes) or plan.init(shapes)
+    state = store.restore(shapes)
+    if state is None:
+      given = given or starting.load(e.start, shapes.params, say)
+      state = plan.init(shapes, given)
     step = int(state.step)
-    record.write_provenance(folder, e, machine, step)
+    record.write_provenance(
+      folder, e, machine, step, start=given.facts if given else None
+    )
+    if e.optimizer.is_partial:
+      total, own = tree.size(shapes.params), e.optimizer.trained(shapes.params)
+      say(f'{own:,} of {total:,} parameters train ({own / total:.2%})')
     # Data is read while the update compiles.
     stream = stack.enter_context(Prefetch(plan.batches(), step, e.steps))
     update, names = plan.update(shapes)

@@ -25,13 +25,11 @@ import dataclasses
 import json
 import os
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
-import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+import turns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,112 +271,11 @@ def torch_compile(size: Size):
   return torch(size, compiled=True)
 
 
-def peak_bytes(peer: str) -> int:
-  """Returns the most memory this process has held: the GPU's, or its own."""
-  if peer.startswith('torch'):
-    import torch
-
-    if torch.cuda.is_available():
-      return torch.cuda.max_memory_allocated()
-  else:
-    import jax
-
-    stats = jax.local_devices()[0].memory_stats()
-    if stats:
-      return stats['peak_bytes_in_use']
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def work(peer: str, size: Size) -> None:
-  """Trains in turns: reads how many steps, writes how long they took."""
-  start = time.perf_counter()
-  step, sync = globals()[peer](size)
-  step()
-  first = sync()
-  compile_seconds = time.perf_counter() - start
-  for _ in range(3):
-    step()
-  sync()
-  reply = {'seconds': compile_seconds, 'loss': first}
-  while True:
-    print(json.dumps(reply), flush=True)
-    line = sys.stdin.readline()
-    if not line:
-      return
-    start = time.perf_counter()
-    for _ in range(int(line)):
-      step()
-    loss = sync()
-    seconds = time.perf_counter() - start
-    reply = {'seconds': seconds, 'loss': loss, 'bytes': peak_bytes(peer)}
-
-
-class Peer:
-  """A peer's process, asleep between its turns."""
-
-  def __init__(self, name: str, size: str, threads: int):
-    self.name = name
-    environment = {
-      **os.environ,
-      'OMP_NUM_THREADS': str(threads),
-      'PYTHONPATH': str(ROOT),
-      'XLA_PYTHON_CLIENT_PREALLOCATE': 'false',
-    }
-    environment.pop('XLA_FLAGS', None)
-    command = [sys.executable, __file__, '--peer', name, '--sizes', size]
-    self.process = subprocess.Popen(
-      [*command, '--threads', str(threads)],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      env=environment,
-      text=True,
-    )
-    self.seconds: list[float] = []
-    self.bytes = 0
-    self.compile = self._read()['seconds']
-    self.steps = 1
-
-  def _read(self) -> dict:
-    line = self.process.stdout.readline()
-    if not line:
-      raise RuntimeError(f'{self.name} ended with {self.process.wait()}')
-    return json.loads(line)
-
-  def turn(self, steps: int) -> float:
-    """Returns the seconds of a step in a turn of that many."""
-    self.process.stdin.write(f'{steps}\n')
-    self.process.stdin.flush()
-    reply = self._read()
-    self.bytes = reply['bytes']
-    return reply['seconds'] / steps
-
-  def close(self) -> None:
-    """Ends the process."""
-    self.process.stdin.close()
-    self.process.wait()
-
-
-def measure(
-  name: str, peers: list[str], *, rounds: int, seconds: float, threads: int
-) -> dict[str, Peer]:
-  """Returns the peers after rounds of turns of about that many seconds."""
-  running = [Peer(peer, name, threads) for peer in peers]
-  for peer in running:
-    peer.steps = max(1, round(seconds / peer.turn(2)))
-  for k in range(rounds):
-    # Nobody always follows the same neighbour.
-    for peer in running[k % len(running) :] + running[: k % len(running)]:
-      peer.seconds.append(peer.turn(peer.steps))
-  for peer in running:
-    peer.close()
-  return {peer.name: peer for peer in running}
-
-
 def flops_per_token(name: str) -> dict:
   """Returns the ledger's counts and this machine's peak, in a process."""
   code = f"""
 import json, jax, sys
-sys.path.insert(0, {str(ROOT)!r})
+sys.path.insert(0, {str(turns.ROOT)!r})
 sys.path.insert(0, {str(pathlib.Path(__file__).parent)!r})
 import train_step
 from bigdl.models.gpt import GPT
@@ -401,7 +298,7 @@ print(json.dumps({{
   return json.loads(out.stdout.splitlines()[-1])
 
 
-def report(name: str, ran: dict[str, Peer]) -> None:
+def report(name: str, ran: dict[str, turns.Peer]) -> None:
   """Prints one size's table and ratios."""
   size, facts = SIZES[name], flops_per_token(name)
   tokens = size.batch * size.length
@@ -430,21 +327,7 @@ def report(name: str, ran: dict[str, Peer]) -> None:
       f'{share[0]:>7}{share[1]:>7}{peer.bytes / 2**20:7.0f} MiB'
       f'{peer.compile:10.1f} s'
     )
-  if 'bigdl' not in ran:
-    return
-  ours = ran['bigdl'].seconds
-  for peer in ran.values():
-    if peer.name == 'bigdl':
-      continue
-    # Neighbours in time are compared, so that a busy moment cancels out.
-    ratio = statistics.median(
-      b / a for a, b in zip(ours, peer.seconds, strict=True)
-    )
-    best = min(peer.seconds) / min(ours)
-    print(
-      f'bigdl is {ratio:.2f} x as fast as {peer.name} by the median of rounds,'
-      f' {best:.2f} x by the best'
-    )
+  turns.say_ratios(ran)
 
 
 def main() -> None:
@@ -459,19 +342,13 @@ def main() -> None:
   flags = parser.parse_args()
   sizes = flags.sizes or ['0.2M', '4M', '25M']
   if flags.peer:
-    if (
-      hasattr(os, 'sched_setaffinity')
-      and not pathlib.Path('/dev/nvidia0').exists()
-    ):
-      # XLA takes as many threads as the process has cores.
-      cores = sorted(os.sched_getaffinity(0))[: flags.threads]
-      os.sched_setaffinity(0, cores)
-    work(flags.peer, SIZES[sizes[0]])
+    turns.pin(flags.threads)
+    turns.serve(lambda: globals()[flags.peer](SIZES[sizes[0]]))
     return
   for name in sizes:
-    ran = measure(
-      name,
-      list(flags.peers),
+    line = [__file__, '--sizes', name, '--peer']
+    ran = turns.measure(
+      {peer: [*line, peer] for peer in flags.peers},
       rounds=flags.rounds,
       seconds=flags.seconds,
       threads=flags.threads,

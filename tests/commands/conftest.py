@@ -40,6 +40,10 @@ from bigdl.scaling import grid
 class Letters:
   """Sixteen letters, one token each."""
 
+  @property
+  def eod(self):
+    return 15
+
   def encode(self, text):
     for letter in text:
       if letter not in 'abcdefghijklmnop':

@@ -55,6 +55,49 @@ def test_of_a_sweep_the_best_cell_writes(trained, tmp_path, capsys):
   assert re.fullmatch(r'a[a-p]{4}\n', capsys.readouterr().out)
 
 
+def greedy(trained, capsys, *flags) -> str:
+  args = ['generate', str(trained), '--prompt=abcd', '--temperature=0']
+  assert program.main([*args, '--tokens=6', *flags]) == 0
+  return capsys.readouterr().out
+
+
+def test_a_stop_ends_the_text_and_is_not_shown(trained, capsys):
+  text = greedy(trained, capsys).removesuffix('\n')
+  assert len(text) == 10
+  for size in (1, 2):
+    stop = text[7 : 7 + size]
+    cut = text[: text.index(stop, 4)]
+    assert greedy(trained, capsys, f'--stop=zz,{stop}') == f'{cut}\n'
+  both = greedy(trained, capsys, '--samples=2', f'--stop={stop}')
+  assert both == f'--- 1\n{cut}\n--- 2\n{cut}\n'
+
+
+def test_one_beam_is_greedy_and_more_are_ranked(trained, capsys):
+  text = greedy(trained, capsys)
+  assert greedy(trained, capsys, '--beams=1', '--length_penalty=0') == text
+  flags = ['--prompt=abcd', '--tokens=3', '--beams=4', '--samples=4']
+  assert program.main(['generate', str(trained), *flags]) == 0
+  captured = capsys.readouterr()
+  found = re.findall(r'^abcd[a-p]{3}$', captured.out, re.MULTILINE)
+  assert len(set(found)) == 4
+  assert re.fullmatch(
+    r'bigdl: [\d,]+ tokens/s \(batch 1, 4 beams, with compilation\)\n',
+    captured.err,
+  )
+
+
+def test_prompts_of_a_file_are_continued_each(trained, tmp_path, capsys):
+  (tmp_path / 'prompts').write_text('abcd\nb\ncdefgh\n')
+  args = [str(trained), f'--prompts={tmp_path / "prompts"}', '--tokens=3']
+  assert program.main(['generate', *args, '--temperature=0']) == 0
+  found = capsys.readouterr().out.splitlines()
+  assert found[::2] == ['--- 1', '--- 2', '--- 3']
+  for prompt, text in zip(('abcd', 'b', 'cdefgh'), found[1::2], strict=True):
+    own = [f'--prompt={prompt}', '--tokens=3', '--temperature=0']
+    assert program.main(['generate', str(trained), *own]) == 0
+    assert capsys.readouterr().out == f'{text}\n'
+
+
 @pytest.mark.parametrize(
   ('flag', 'words'),
   [
@@ -62,6 +105,11 @@ def test_of_a_sweep_the_best_cell_writes(trained, tmp_path, capsys):
     ('--samples=0', 'samples=0 must be at least 1'),
     ('--temperature=-1', 'temperature=-1.0 must not be negative'),
     ('--top_p=2', 'top_p=2.0 must be in (0, 1]'),
+    ('--min_p=2', 'min_p=2.0 must be in [0, 1]'),
+    ('--beams=-1', 'beams=-1 must not be negative'),
+    ('--beams=9', 'beams=9 must be at most half of vocab=16'),
+    ('--beams=2', 'tokens=256 after a prompt of 1 must fit in length=16'),
+    ('--prompts=nowhere', 'prompt and prompts cannot both be given'),
     ('--prompt=xyz', "'x' is not in the vocabulary"),
     ('--temprature=1', 'nearest is --temperature'),
   ],

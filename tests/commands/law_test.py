@@ -111,6 +111,36 @@ def test_csv_is_refitted_to_all_runs_unless_a_holdout_is_asked_for(
   assert (law['rows'], law['holdout']) == (25, None)
 
 
+def test_a_sweep_has_a_law_of_its_error_beside_that_of_its_loss(
+  tmp_path, capsys
+):
+  folder = _sweep(tmp_path / 'sweep')
+  for file in folder.glob('cells/*/record.json'):
+    record = json.loads(file.read_text())
+    measures = {'error': record['loss'] / 10, 'error_se': 1e-4}
+    file.write_text(json.dumps({**record, 'measures': measures}))
+  flags = ('--approach=2', '--bootstrap=100')
+  assert _run(folder, *flags) == 0
+  first = (folder / 'law.json').read_bytes()
+  assert _run(folder, *flags, '--loss=error') == 0
+  assert 'law_error.json' in capsys.readouterr().out
+  assert (folder / 'law.json').read_bytes() == first
+  loss, error = (
+    json.loads((folder / name).read_text())
+    for name in ('law.json', 'law_error.json')
+  )
+  assert (loss['loss_unit'], error['loss_unit']) == (
+    'nats per token',
+    'error per token',
+  )
+  a, b = (law['approaches']['isoflop']['minima'] for law in (loss, error))
+  # The same surface at a tenth of its height.
+  for one, two in zip(a, b, strict=True):
+    assert two['loss'] == pytest.approx(one['loss'] / 10, rel=1e-3)
+  assert program.main(['law', str(folder), '--loss=weather']) == 2
+  assert "loss='weather' is not measured" in capsys.readouterr().err
+
+
 def test_sweep_folder_gets_its_law_json_twice_the_same(tmp_path, capsys):
   folder = _sweep(tmp_path / 'sweep')
   assert _run(folder, '--bootstrap=100') == 0

@@ -90,7 +90,7 @@ class Count(toy.Points):
 def scored(data, *, rows, batch, layout=ONE, score=None):
   def value(state, batch):
     # A row that repeats to fill the batch would show up in both sums.
-    return batch['x'] * state.params, 1 + batch['x']
+    return {'loss': batch['x'] * state.params}, 1 + batch['x']
 
   sharding = NamedSharding(layout.mesh(), PartitionSpec(('data', 'fsdp')))
   evaluator = evaluate.Evaluator(
@@ -127,10 +127,23 @@ def test_clusters_named_by_the_data_are_used():
 def test_rows_that_fill_the_batch_may_be_nan():
   def poisoned(state, batch):
     bad = batch['_row'] >= 5
-    return jnp.where(bad, jnp.nan, 1.0), jnp.where(bad, jnp.nan, 1.0)
+    ones = jnp.where(bad, jnp.nan, 1.0)
+    return {'loss': ones}, ones
 
   got, _ = scored(Count(length=40), rows=5, batch=4, score=poisoned)
   assert (got.loss, got.count) == (1.0, 5.0)
+
+
+def test_every_measure_has_its_mean_and_error_beside_the_loss():
+  def two(state, batch):
+    x = batch['x']
+    return {'loss': 2 * x, 'error': (x % 3 == 0) * (1 + x)}, 1 + x
+
+  got, _ = scored(Count(length=40), rows=11, batch=4, score=two)
+  x = np.arange(11.0)
+  want = evaluate.ratio((x % 3 == 0) * (1 + x), 1 + x, x)
+  assert got.more == {'error': pytest.approx(want, rel=CLOSE)}
+  assert got.loss == pytest.approx((2 * x).sum() / (1 + x).sum(), rel=CLOSE)
 
 
 def test_all_batches_use_one_program():

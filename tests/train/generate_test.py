@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from bigdl.models.gpt import GPT
-from bigdl.train.generate import Sampling, generate
+from bigdl.train.generate import NOTHING, generate
+from bigdl.train.sampling import Sampling
 
 MODEL = GPT(
   depth=2, width=16, heads=4, kv_heads=2, vocab=29, length=12, init_std=0.5
@@ -75,6 +76,30 @@ def test_draws_depend_on_the_seed_and_not_on_the_chunk(params):
   assert (draw(0, 4) != draw(1, 4)).any()
 
 
+def test_prompts_of_unequal_length_are_continued_as_if_alone(params):
+  ragged = [[3, 1, 4], [27], [5, 9, 2, 6, 5]]
+  together = written(MODEL, params, ragged, tokens=6, sampling=GREEDY, chunk=4)
+  for row, prompt in zip(together, ragged, strict=True):
+    (alone,) = written(MODEL, params, [prompt], tokens=6, sampling=GREEDY)
+    np.testing.assert_array_equal(row, alone)
+
+
+def test_a_row_ends_with_its_end_and_no_sooner_than_allowed(params):
+  prompts = np.array([[23, 19, 0], [24, 5, 2]], np.int32)
+  plain = written(MODEL, params, prompts, tokens=9, sampling=GREEDY)
+  end = int(plain[0, 3])
+  assert end not in plain[0, :3] and end not in plain[1]
+  options = dict(tokens=9, sampling=GREEDY, ends=(end,), chunk=3)
+  cut = written(MODEL, params, prompts, **options)
+  np.testing.assert_array_equal(cut[0, :4], plain[0, :4])
+  assert (cut[0, 4:] == NOTHING).all()
+  np.testing.assert_array_equal(cut[1], plain[1])
+  alone = written(MODEL, params, prompts[:1], **options)
+  assert alone.shape[1] < 9, 'nothing is computed once all rows have ended'
+  later = written(MODEL, params, prompts, min_tokens=5, **options)
+  assert end not in later[0, :5]
+
+
 LOGITS = jnp.log(jnp.array([0.5, 0.25, 0.15, 0.1]))
 
 
@@ -99,6 +124,9 @@ NOISE = 4 * (0.25 / 20_000) ** 0.5
     (Sampling(top_k=9), [0.5, 0.25, 0.15, 0.1]),
     (Sampling(top_p=0.4), [1, 0, 0, 0]),
     (Sampling(top_p=0.8), [5 / 9, 2.5 / 9, 1.5 / 9, 0]),
+    (Sampling(min_p=0.25), [5 / 9, 2.5 / 9, 1.5 / 9, 0]),
+    (Sampling(min_p=0.6), [1, 0, 0, 0]),
+    (Sampling(top_k=3, min_p=0.4), [2 / 3, 1 / 3, 0, 0]),
   ],
 )
 def test_tokens_are_drawn_with_the_probabilities_asked_for(sampling, expected):
@@ -114,6 +142,8 @@ def test_tokens_are_drawn_with_the_probabilities_asked_for(sampling, expected):
     ({'top_k': -1}, 'top_k=-1'),
     ({'top_p': 0.0}, 'top_p=0.0'),
     ({'top_p': 1.5}, 'top_p=1.5'),
+    ({'min_p': -0.1}, 'min_p=-0.1'),
+    ({'min_p': 1.1}, 'min_p=1.1'),
   ],
 )
 def test_senseless_sampling_is_refused(options, message):

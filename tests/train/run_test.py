@@ -76,6 +76,31 @@ def whole(tmp_path_factory):
   return folder, e, result, progress
 
 
+@dataclasses.dataclass(frozen=True)
+class Measured(toy.Regress):
+  """Also measures how many rows are below what was predicted."""
+
+  def measures(self, model, params, extra, batch):
+    y = model.apply({'params': params}, batch['x'])[:, 0]
+    loss, weight = self.score(model, params, extra, batch)
+    return {'loss': loss, 'below': (batch['y'] < y).astype(float)}, weight
+
+
+def test_what_is_measured_beside_the_loss_is_recorded_with_its_error(tmp_path):
+  e = toy.experiment(layout=ONE, objective=Measured())
+  result = train(tmp_path, e)
+  share, error = (result['measures'][k] for k in ('below', 'below_se'))
+  # Of 20 rows: s = sqrt(p (1 - p) / 19).
+  assert 20 * share == pytest.approx(round(20 * share))
+  assert error == pytest.approx(np.sqrt(share * (1 - share) / 19))
+  scores = [r for r in log.read(tmp_path) if 'eval_loss' in r]
+  assert len(scores) == 2
+  assert (scores[-1]['eval_below'], scores[-1]['eval_below_se']) == (
+    share,
+    error,
+  )
+
+
 def test_record_says_what_was_trained(whole):
   folder, _, result, _ = whole
   assert result == json.loads((folder / 'record.json').read_text())
@@ -92,6 +117,7 @@ def test_record_says_what_was_trained(whole):
     'loss': last['eval_loss'],
     'loss_se': last['eval_se'],
     'bits_per_byte': pytest.approx(last['eval_loss'] / np.log(2) / 2),
+    'measures': {},
     'train_loss': log.read(folder)[-2]['loss'],
     'unit': 'token',
     'params': {'total': 161},
