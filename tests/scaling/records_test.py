@@ -45,6 +45,41 @@ def test_other_conventions_give_other_sizes_and_compute(sweep):
     records.under(table, 'xla', 'total')
 
 
+def test_what_runs_measure_beside_the_loss_can_take_its_place(sweep):
+  for i in range(25):
+    sweep.change(i, measures={'error': 0.1 + i / 100, 'error_se': 0.001 * i})
+  plain = records.load(sweep.folder).set_index('name')
+  table = records.load(sweep.folder, columns={'loss': 'error'})
+  assert plain['error'].nunique() == 25
+  assert table.attrs['loss'] == 'error' and 'error' not in table
+  for row in table.to_dict('records'):
+    was = plain.loc[row['name']]
+    assert row['loss'] == was['error'] != was['loss']
+    assert row['loss_se'] == was['error_se']
+    assert (row['n'], row['flops']) == (was['n'], was['flops'])
+  same = records.load(sweep.folder, columns={'loss': 'loss'})
+  assert same['loss'].tolist() == plain['loss'].tolist()
+  with pytest.raises(ValueError, match="loss='top5' is not .* loss, error$"):
+    records.load(sweep.folder, columns={'loss': 'top5'})
+  with pytest.raises(ValueError, match='only a CSV needs --n$'):
+    records.load(sweep.folder, columns={'loss': 'error', 'n': 'N'})
+
+
+def test_curves_are_of_the_measure_that_is_asked_for(sweep):
+  for i in range(25):
+    sweep.change(i, measures={'error': 0.5, 'error_se': 0.1})
+  lines = [
+    {'step': 50, 'eval_loss': 2.0, 'eval_error': 0.7},
+    {'step': 100, 'eval_loss': 1.0, 'eval_error': 0.5},
+  ]
+  file = sweep.folder / 'cells' / sweep.names[0] / 'metrics.jsonl'
+  file.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  for name, want in (('loss', [2.0, 1.0]), ('error', [0.7, 0.5])):
+    table = records.load(sweep.folder, columns={'loss': name})
+    curves = records.curves(sweep.folder, table)
+    assert curves['loss'].tolist() == want
+
+
 def test_cells_without_a_final_loss_are_set_aside_with_what_to_do(sweep):
   bad = sweep.change(0, status='diverged', step=40, loss=None)
   half = sweep.change(1, status='interrupted', step=60, loss=None)
