@@ -16,6 +16,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name
+import jax.numpy as jnp
 
 # Of products, for policies of rematerialisation, which do not see into them.
 NAME = 'dense'
@@ -26,6 +27,21 @@ def Dense(features: int, **options: Any) -> nn.Dense:
   if jax.default_backend() == 'cpu':
     options['dot_general'] = _dot_general
   return nn.Dense(features, **options)
+
+
+def logits(x: jax.Array, weights: jax.Array, *, turned: bool) -> jax.Array:
+  """Returns the product of `x` `[..., K]` with a head, in float32 or wider.
+
+  Args:
+    x: Hidden states, of the dtype of compute.
+    weights: `[K, N]`, or `[N, K]` where turned, of the same dtype.
+    turned: Whether they are a table of vectors, one for each of N.
+  """
+  wide = jnp.promote_types(x.dtype, jnp.float32)
+  if jax.default_backend() == 'cpu' and x.dtype == wide:
+    return (_turned if turned else _map)(None, x, weights)
+  dims = (((x.ndim - 1,), (int(turned),)), ((), ()))
+  return jax.lax.dot_general(x, weights, dims, preferred_element_type=wide)
 
 
 def contract(x_MK: jax.Array, y_MN: jax.Array) -> jax.Array:
@@ -68,3 +84,24 @@ def _backward(precision, saved, dy):
 
 
 _map.defvjp(_forward, _backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _turned(precision, x, table_NK):
+  dims = (((x.ndim - 1,), (1,)), ((), ()))
+  return jax.lax.dot_general(x, table_NK, dims, precision=precision)
+
+
+def _turned_forward(precision, x, table_NK):
+  return _turned(precision, x, table_NK), (x, table_NK)
+
+
+def _turned_backward(precision, saved, dy):
+  x, table_NK = saved
+  N, K = table_NK.shape
+  dims = (((dy.ndim - 1,), (0,)), ((), ()))
+  dx = jax.lax.dot_general(dy, table_NK, dims, precision=precision)
+  return dx, contract(dy.reshape(-1, N), x.reshape(-1, K))
+
+
+_turned.defvjp(_turned_forward, _turned_backward)

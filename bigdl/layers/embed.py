@@ -8,6 +8,8 @@ import jax
 from jax.nn.initializers import Initializer
 import jax.numpy as jnp
 
+from bigdl.layers import dense
+
 
 class Embed(nn.Module):
   """A table of one vector per token."""
@@ -28,12 +30,8 @@ class Embed(nn.Module):
 
   def logits(self, x: jax.Array) -> jax.Array:
     """Returns the product with every vector, in float32 or wider."""
-    return jnp.einsum(
-      '...D,VD->...V',
-      x.astype(self.dtype),
-      self.embedding.astype(self.dtype),
-      preferred_element_type=jnp.promote_types(self.dtype, jnp.float32),
-    )
+    table_VD = self.embedding.astype(self.dtype)
+    return dense.logits(x.astype(self.dtype), table_VD, turned=True)
 
 
 class Head(nn.Module):
@@ -49,9 +47,5 @@ class Head(nn.Module):
     kernel_DV = self.param(
       'kernel', self.table_init, (x.shape[-1], self.vocab), self.param_dtype
     )
-    return jnp.einsum(
-      '...D,DV->...V',
-      x.astype(self.dtype),
-      kernel_DV.astype(self.dtype),
-      preferred_element_type=jnp.promote_types(self.dtype, jnp.float32),
-    )
+    kernel_DV = kernel_DV.astype(self.dtype)
+    return dense.logits(x.astype(self.dtype), kernel_DV, turned=False)
