@@ -84,5 +84,6 @@ FAMILY = base.Family(
   config_of=_config_of,
   tensors=_tensors,
   ignored=bert.IGNORED,
+  renamed=bert.RENAMED,
   prefix='albert',
 )

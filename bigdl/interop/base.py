@@ -76,6 +76,8 @@ class Family:
   ignored: str = ''  # Finds foreign names that hold no weight.
   # Leads the names of the body; checkpoints without a head lack it.
   prefix: str = ''
+  # Regular expressions for what old checkpoints call otherwise, and its name now.
+  renamed: tuple[tuple[str, str], ...] = ()
 
 
 def from_hf(
@@ -287,9 +289,12 @@ def _match(state_dict, tensors, family):
   expected = {t.name for t in tensors}
   named, unknown = {}, []
   for name in state_dict:
-    longer = f'{family.prefix}.{name}'
-    if name in expected:
-      named[name] = name
+    now = name
+    for old, new in family.renamed:
+      now = re.sub(old, new, now)
+    longer = f'{family.prefix}.{now}'
+    if now in expected:
+      named[now] = name
     elif family.prefix and longer in expected and longer not in state_dict:
       named[longer] = name
     elif not (family.ignored and re.search(family.ignored, name)):

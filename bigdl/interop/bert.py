@@ -46,8 +46,10 @@ FREE = (
   'activation',
   'classes',
 )
-# Sums of ids that old checkpoints carry, and heads that a class has not.
+# Position ids that old checkpoints carry, and heads that a class has not.
 IGNORED = r'position_ids$|(^|\.)pooler\.|seq_relationship\.|sop_classifier\.'
+# What old checkpoints, `bert-base-uncased` among them, call weight and bias.
+RENAMED = ((r'\.gamma$', '.weight'), (r'\.beta$', '.bias'))
 
 
 def check_config(
@@ -66,7 +68,7 @@ def fields_of(config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
     field: config.get(name, default)
     for name, (field, default) in _FIELDS.items()
   }
-  # None is a width, too, in the manner of GPT-2's n_inner; ours says 0.
+  # 4 width need not be said, and then follows when a model is scaled.
   if fields['mlp_width'] == 4 * fields['width']:
     fields['mlp_width'] = 0
   act = config.get('hidden_act', 'gelu')
@@ -211,5 +213,6 @@ FAMILY = base.Family(
   config_of=_config_of,
   tensors=_tensors,
   ignored=IGNORED,
+  renamed=RENAMED,
   prefix='bert',
 )

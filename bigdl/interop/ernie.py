@@ -50,5 +50,6 @@ FAMILY = base.Family(
   config_of=_config_of,
   tensors=_tensors,
   ignored=bert.IGNORED,
+  renamed=bert.RENAMED,
   prefix='ernie',
 )

@@ -61,5 +61,6 @@ FAMILY = base.Family(
   config_of=_config_of,
   tensors=_tensors,
   ignored=bert.IGNORED,
+  renamed=bert.RENAMED,
   prefix='roberta',
 )

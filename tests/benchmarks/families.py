@@ -130,7 +130,7 @@ def ours(family: str):
     from bigdl.models.bert import BERT
     from bigdl.objectives.masked_lm import MaskedLM
 
-    return BERT(sentence_head=False, **shape), MaskedLM()
+    return BERT(classes=0, **shape), MaskedLM()
   from bigdl.models.transformer import Transformer
   from bigdl.objectives.seq2seq import Seq2Seq
 

@@ -78,6 +78,23 @@ def test_weights_of_heads_that_the_class_has_not_are_left_out():
   assert {'pooler', 'sentence_head'} <= set(with_both)
 
 
+def test_norms_of_old_checkpoints_are_known_by_their_old_names():
+  # As in the first checkpoints of BERT, which are still the best known.
+  name = 'BertForPreTraining'
+  peer = parity.reference(name, CONFIGS[name], 0)
+  model = FAMILY.model_of(peer.config.to_dict())
+  now = {k: v.numpy() for k, v in peer.state_dict().items()}
+  old = {
+    k.replace('LayerNorm.weight', 'LayerNorm.gamma').replace(
+      'LayerNorm.bias', 'LayerNorm.beta'
+    ): v
+    for k, v in now.items()
+  }
+  assert len(old.keys() - now.keys()) == 2 * (2 * model.depth + 2)
+  one, two = (base.from_hf(weights, model, FAMILY) for weights in (now, old))
+  jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
 def test_what_is_missing_and_what_is_unknown_is_said_by_both_names():
   peer = parity.reference(
     'BertForPreTraining', CONFIGS['BertForPreTraining'], 0
