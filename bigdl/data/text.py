@@ -39,17 +39,32 @@ class TextFiles(tokens.TokenSource):
 
   `.gz`, `.xz` and `.bz2` are decompressed; each member of a `.tar` or `.zip` and
   each line of a `.jsonl` or `.ndjson` is a document; any other file is one. Where
-  `validation_paths` names none, documents are held out by a hash of their text.
+  `validation_paths` names none, documents are held out by a hash of their text,
+  or of each document its last share `tail`.
   """
 
   paths: tuple[str, ...] = ()  # Files, folders or patterns such as data/*.gz.
   validation_paths: tuple[str, ...] = ()  # The same, for validation.
   field: str = 'text'  # Of a line's JSON object, what holds the text.
+  # Share of each document, its end, that is held out; 0: whole documents are.
+  tail: float = 0.0
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not 0 <= self.tail < 1:
+      raise ValueError(f'tail={self.tail} must be in [0, 1), a share of a text')
+    if self.tail and self.validation_paths:
+      raise ValueError(
+        f'tail={self.tail} must be 0 where validation_paths are given'
+      )
 
   def documents(self) -> Iterable[tokens.Document]:
     wanted = self.split == 'validation'
     for name, text in self.every():
-      if text and self._takes(text, wanted):
+      if self.tail:
+        cut = round(len(text) * (1 - self.tail))
+        text = text[cut:] if wanted else text[:cut]
+      if text and (self.tail or self._takes(text, wanted)):
         yield name, text
 
   def every(self) -> Iterator[tokens.Document]:
@@ -80,7 +95,8 @@ class TextFiles(tokens.TokenSource):
     # is known for a file's size and time need not be computed again.
     sums = [f'{f.name} {_checksum(f, self._cache)}' for f in self._files]
     split = self.split if not self.validation_paths else 'all'
-    return json.dumps(['files', sums, self.field, split])
+    told = ['files', sums, self.field, split]
+    return json.dumps([*told, self.tail] if self.tail else told)
 
 
 def _find(pattern: str) -> list[pathlib.Path]:

@@ -115,6 +115,33 @@ def test_rows_hold_the_text(tmp_path):
   }
 
 
+def test_the_end_of_each_document_is_held_out(tmp_path):
+  text = 'abcdefghij' * 10
+  for name in ('one', 'two'):
+    (tmp_path / name).write_text(text)
+
+  def held(split, **options):
+    source = TextFiles(
+      paths=(str(tmp_path),), split=split, length=4, cache=str(tmp_path / '.c'),
+      **options,
+    )  # fmt: skip
+    return source, [t for _, t in source.documents()]
+
+  train, before = held('train', tail=0.25)
+  validation, after = held('validation', tail=0.25)
+  assert before == [text[:75]] * 2
+  assert after == [text[75:]] * 2
+  assert train.fingerprint() != validation.fingerprint()
+  other, _ = held('train', tail=0.5)
+  assert other.fingerprint() != train.fingerprint()
+  with pytest.raises(ValueError, match=r'tail=1.0 must be in \[0, 1\)'):
+    held('train', tail=1.0)
+  with pytest.raises(
+    ValueError, match='tail=0.1 must be 0 where validation_pa'
+  ):
+    held('train', tail=0.1, validation_paths=('x',))
+
+
 def test_a_changed_file_is_read_anew_and_an_unchanged_one_is_not(
   tmp_path, monkeypatch
 ):
