@@ -2,13 +2,21 @@
 
 Command:
   bigdl train --config=experiments/bert.py --workdir=runs/bert
+  bigdl train --config=experiments/bert.py:causal --workdir=runs/causal
   bigdl train --config=experiments/bert.py:KIND@PATHS --workdir=…
     KIND is what is trained: tokens (the default), words, spans or ernie are
-    what is hidden (Devlin et al., 2018, whole words; Joshi et al., 2019; Sun et
-    al., 2019); next and order add pairs of sentences (BERT's, ALBERT's); causal
-    is a GPT of the same shape, compute and text, scored at the tokens that
-    `tokens` hides. PATHS are text files (see `data/text.py`); without them the
-    text is Python's standard library.
+    what is hidden (Devlin et al., 2018, and its whole words; Joshi et al., 2019;
+    Sun et al., 2019); next and order add pairs of sentences (BERT's, ALBERT's);
+    causal is a GPT of the same shape, compute and text, scored at the very tokens
+    that `tokens` hides. PATHS are text files (see `data/text.py`); without them
+    the text is Python's standard library.
+Cost: 6.3e12 FLOPs (matmul_causal) each, about 90 seconds on two cores.
+Expected, in nats per hidden byte of held-out files, 15 % hidden, seeds 0, 1, 2:
+1.273, 1.278, 1.315 (standard error 0.045, over files that all share); `causal`,
+seeds 0, 1: 1.477, 1.457; frequencies of bytes alone (`unigram`): 3.302.
+Positions rotate, weights start scaled by their inputs, norms come first and 30 %
+is hidden in training (Wettig et al., 2022, arXiv:2202.08005): with BERT's own
+choices, as small a model stays on a plateau near 3 nats for much of its run.
 """
 
 from __future__ import annotations

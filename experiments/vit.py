@@ -65,7 +65,7 @@ def _cifar10(paths: tuple[str, ...]) -> Experiment:
     objective=Classify(),
     data=Augmented(ImageFiles(paths=paths), crop=2),
     optimizer=AdamW(lr=1.5e-3, weight_decay=0.05, schedule=Cosine(warmup=0.05)),
-    steps=1500,
+    steps=2400,
     batch=32,
     evaluation=Evaluation(
       data=ImageFiles(paths=paths, split='validation'), rows=0, batch=250

@@ -2,65 +2,35 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import pathlib
 import re
-import sys
 
-import model_battery
 import numpy as np
-import pytest
 
 import bigdl
 from bigdl import __main__ as program
 from bigdl.scaling import forms, synthetic
+from tests import new_model
 
 ROOT = pathlib.Path(bigdl.__file__).parents[1]
-NAME = 'bigdl.models.gated_conv'
 MODEL, EXPERIMENT, FORM = re.findall(
   r'```python\n(.*?)```', (ROOT / 'CONTRIBUTING.md').read_text(), re.DOTALL
 )
-
-
-@pytest.fixture(scope='module')
-def added(tmp_path_factory):
-  """The documented file as a member of `bigdl.models`, and an experiment."""
-  folder = tmp_path_factory.mktemp('added')
-  (folder / 'experiment.py').write_text(EXPERIMENT)
-  file = folder / 'gated_conv.py'
-  file.write_text(MODEL)
-  # As if the file lay in bigdl/models, of which nothing else is touched.
-  spec = importlib.util.spec_from_file_location(NAME, file)
-  sys.modules[NAME] = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(sys.modules[NAME])
-  yield folder
-  del sys.modules[NAME]
 
 
 def test_the_model_takes_fewer_than_sixty_lines():
   assert MODEL.count('\n') < 60
 
 
-@pytest.mark.parametrize('check', model_battery.CHECKS)
-def test_the_model_keeps_the_contract(added, check):
-  check(importlib.import_module(NAME).tiny)
-
-
-def test_the_model_trains_and_sweeps_with_no_other_edit(
-  added, monkeypatch, capsys
-):
-  monkeypatch.chdir(ROOT)
-  config = f'--config={added / "experiment.py"}'
-  assert program.main(['sweep', config, '--dry_run']) == 0
-  rows = re.findall(r'^c[\d.e]+_n\d+', capsys.readouterr().out, re.MULTILINE)
-  assert len(rows) >= 15
-  flags = ['--steps=3', '--model.width=8', '--model.depth=1', '--batch=8']
-  flags += ['--evaluation.rows=8', '--evaluation.batch=8']
-  folder = added / 'run'
-  assert program.main(['train', config, f'--workdir={folder}', *flags]) == 0
-  assert 'finished at step 3 of 3' in capsys.readouterr().out
+def test_contracts_sweep_and_law_work_on_the_model_with_no_other_edit(tmp_path):
+  printed = new_model.follow(tmp_path)
+  contracts, plan, _, law = printed
+  assert ' passed' in contracts and 'failed' not in contracts
+  assert len(re.findall(r'^c[\d.e]+_n\d+', plan, re.MULTILINE)) > 15
+  assert 'L(N, D) = ' in law and '2 isoflop' in law
+  records = list((tmp_path / 'runs/gated_conv/cells').glob('*/record.json'))
+  assert len(records) > 15
 
 
 def test_the_form_is_found_and_fitted(tmp_path, monkeypatch, capsys):

@@ -90,11 +90,9 @@ class ImageFiles(Source):
       found = files.find(pattern)
       if not found:
         raise ValueError(f'paths={pattern} matches no file')
-      # The folders on the way to a file name its class and its split.
-      root = pathlib.Path(pattern).expanduser()
+      # What the folders of a file are called is part of what it says.
       sums += [
-        f'{f.relative_to(root) if root.is_dir() else f.name}'
-        f' {files.checksum(f, self._cache)}'
+        [pictures.parts(f, pattern), files.checksum(f, self._cache)]
         for f in found
       ]
     told = [FORMAT, sums, self.classes, self.size, self.channels]

@@ -338,7 +338,8 @@ def _phrases(place: str, line: str) -> Iterator[tuple[str, str]]:
     elif not open_phrases:
       raise ValueError(f'{place} is not a tree: {mark!r} stands outside')
     elif mark != ')':
-      open_phrases[-1].append(_BRACKETS.get(mark, mark))
+      word = mark.replace('\\/', '/').replace('\\*', '*')
+      open_phrases[-1].append(_BRACKETS.get(word, word))
     else:
       label, *words = open_phrases.pop() or ['']
       if not words:

@@ -31,9 +31,9 @@ class Masking:
   """Hides units of text: tokens, words, phrases; a subclass says which.
 
   Units are taken in random order until the share `rate` of a row's tokens is
-  hidden: exactly so in expectation, but for rows so short that the one unit that
-  they hide at least is more. Of what is hidden,
-  `mask` becomes [MASK], `random` a random token, and the rest stays.
+  hidden: exactly so in expectation, but for rows so short that the one unit
+  which they hide at least is more. Of what is hidden, the share `mask` becomes
+  [MASK], `random` a random token, and the rest stays.
   """
 
   rate: float = 0.15
@@ -151,7 +151,7 @@ class Knowledge(Masking):
 
   A level's units are found first, those of the levels before it in what is
   left, and what no level knows is hidden by token. Without `stages` every row
-  draws its level.
+  draws its level; with them, held-out rows hide words.
   """
 
   word: str = WORD

@@ -51,6 +51,17 @@ class Example(NamedTuple):
   image_HWC: np.ndarray  # uint8.
 
 
+def parts(file: pathlib.Path, pattern: str) -> tuple[str, ...]:
+  """Returns the name, after the folders that tell a file's split and class.
+
+  Those below a folder that is named; the last two, where a pattern is.
+  """
+  root = pathlib.Path(pattern).expanduser()
+  if root.is_dir():
+    return file.relative_to(root).parts
+  return (file.name,) if file == root else file.parts[-3:]
+
+
 def find(pattern: str, size: int, channels: int) -> Iterator[Example]:
   """Yields the images of a folder, an archive, a file or a pattern.
 
@@ -62,7 +73,6 @@ def find(pattern: str, size: int, channels: int) -> Iterator[Example]:
   Raises:
     ValueError: A file is damaged, has no labels, or lies in no class's folder.
   """
-  root = pathlib.Path(pattern).expanduser()
   for file in files.find(pattern):
     name = file.name.lower()
     match = _IDX.fullmatch(file.name)
@@ -71,9 +81,8 @@ def find(pattern: str, size: int, channels: int) -> Iterator[Example]:
     elif name.endswith(_TAR):
       yield from _archive(file, size, channels)
     elif name.endswith(_PICTURES):
-      parts = file.relative_to(root if root.is_dir() else root.parent).parts
       raw = file.read_bytes()
-      yield _picture(str(file), parts, raw, size, channels)
+      yield _picture(str(file), parts(file, pattern), raw, size, channels)
 
 
 def _archive(file: pathlib.Path, size: int, channels: int) -> Iterator[Example]:

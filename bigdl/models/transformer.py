@@ -22,7 +22,6 @@ import jax.numpy as jnp
 
 from bigdl.layers import ladder
 from bigdl.layers import position as positions_of
-from bigdl.layers import stack as stacks
 from bigdl.layers.attention import Attention, AttentionKind
 from bigdl.layers.block import Block
 from bigdl.layers.cross import CrossAttention, CrossBlock, CrossBlockKind
@@ -30,9 +29,9 @@ from bigdl.layers.embed import Embed
 from bigdl.layers.mlp import GATED, MLP, Activation
 from bigdl.layers.norm import Norm, NormKind
 from bigdl.layers.stack import RematKind, StackKind
+from bigdl.layers.tower import PositionKind, Tower
 from bigdl.models import _transformer_sizes
 
-PositionKind = Literal['sinusoidal', 'learned']
 InitKind = Literal['fan_in', 'normal']
 FloatKind = Literal['float32', 'bfloat16', 'float16', 'float64']
 
@@ -48,65 +47,6 @@ _KINDS = {
   'stack': StackKind,
   'remat': RematKind,
 }
-
-
-class Tower(nn.Module):
-  """The encoder or the decoder: positions and blocks over given embeddings."""
-
-  make: Any  # A block.
-  norm: Any
-  depth: int
-  width: int
-  length: int
-  position: PositionKind
-  embed_norm: Literal['none', 'before', 'after']  # The positions are added.
-  final_norm: bool
-  dropout: float
-  table_init: nn.initializers.Initializer
-  dtype: str
-  param_dtype: str
-  stack: StackKind
-  remat: RematKind
-
-  def setup(self):
-    if self.position == 'learned':
-      self.positions = Embed(
-        self.length,
-        self.width,
-        table_init=self.table_init,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
-      )
-    if self.embed_norm != 'none':
-      self.input_norm = self.norm()
-    self.drop = nn.Dropout(self.dropout)
-    self.blocks = stacks.build(self.make, self.depth, kind=self.stack)
-    if self.final_norm:
-      self.output_norm = self.norm()
-
-  def __call__(
-    self, x_BTD: jax.Array, positions: jax.Array, *context: Any, **static: Any
-  ) -> jax.Array:
-    if self.embed_norm == 'before':
-      x_BTD = self.input_norm(x_BTD)
-    if self.position == 'learned':
-      x_BTD = x_BTD + self.positions(positions)
-    else:
-      x_BTD = x_BTD + positions_of.sinusoid(
-        positions, self.width, dtype=self.dtype
-      )
-    if self.embed_norm == 'after':
-      x_BTD = self.input_norm(x_BTD)
-    x_BTD = self.drop(x_BTD, deterministic=static['deterministic'])
-    x_BTD = stacks.run(
-      self.blocks,
-      x_BTD,
-      *context,
-      depth=self.depth,
-      remat=self.remat,
-      **static,
-    )
-    return self.output_norm(x_BTD) if self.final_norm else x_BTD
 
 
 class Transformer(nn.Module):

@@ -3,8 +3,7 @@
 Dosovitskiy et al., 2020, arXiv:2010.11929, eq. 1-4; the fields' defaults are
 ViT-B/16. `SIZES` names models of this and later papers; `_vit_sizes` cites each.
 Fixed two-dimensional sinusoids: Beyer et al., 2022, arXiv:2205.01580, section 2.
-Differs from the paper: no dropout of attention probabilities. In the first block
-the paper's code drops out embeddings as here.
+Differs from the paper: no dropout of attention probabilities.
 """
 
 # Shapes: B batch, H and W an image's height and width, C channels, P patches

@@ -35,7 +35,7 @@ def get_config():
     data=rows('train'),
     optimizer=AdamW(lr=1e-2),
     steps=100,
-    batch=4,
+    batch=8,
     evaluation=Evaluation(data=rows('validation'), rows=64, batch=32),
     checkpoints=Checkpoints(every=1000, keep=1),
     logs=Logs(every=50, tensorboard=False),
@@ -45,8 +45,8 @@ def get_config():
 def get_sweep(base):
   return grid.isoflop(
     base,
-    budgets=(2e7, 4e7),
-    models=grid.ladder(base.model, (0.5, 1, 2)),
+    budgets=(8e7,),
+    models=grid.ladder(base.model, (0.5, 1)),
     batch=base.batch,
     min_steps=10,
     lr=1e-2,
@@ -70,13 +70,12 @@ def test_every_cell_is_trained_at_its_budget_and_scored(swept):
   records = [
     json.loads(p.read_text()) for p in swept.glob('cells/*/record.json')
   ]
-  assert len(records) == 6
+  assert len(records) == 2
   for record in records:
     assert record['status'] == 'finished'
     assert 0 < record['loss'] < 3 and record['loss_se'] > 0
-    assert 0 < record['error'] <= 1
-    flops = record['flops']['matmul_causal']
-    assert min(abs(flops / c - 1) for c in (2e7, 4e7)) < 0.05
+    assert 0 < record['measures']['error'] <= 1
+    assert record['flops']['matmul_causal'] == pytest.approx(8e7, rel=0.05)
 
 
 def test_the_default_sweep_plans_sizes_around_the_best():
@@ -115,7 +114,5 @@ def test_pairs_from_a_file_fit_their_models(tmp_path):
 
 def test_other_names_are_refused():
   spec = f'{ROOT / "experiments" / "transformer.py"}:'
-  with pytest.raises(
-    ValueError, match="^'large@x' must be copy, reverse, PATH"
-  ):
+  with pytest.raises(ValueError, match="'large@x' must be copy, reverse, PATH"):
     config.load(f'{spec}large@x')

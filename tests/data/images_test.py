@@ -85,6 +85,22 @@ def test_a_damaged_cache_is_made_again(folder, tmp_path):
   assert np.array_equal(first['image'], again['image'])
 
 
+def test_a_pattern_takes_the_files_that_it_matches(folder, tmp_path):
+  every = source(folder / '*' / '*' / '*.png', tmp_path)
+  assert len(every) == 20 and every.shard.classes == ('ant', 'bee')
+  some = source(folder / 'train' / '*' / '[0-4].png', tmp_path)
+  assert len(some) == 10
+
+
+def test_a_file_that_moves_to_another_class_is_other_data(folder, tmp_path):
+  before = source(folder, tmp_path).fingerprint()
+  file = folder / 'train' / 'ant' / '3.png'
+  file.rename(folder / 'train' / 'bee' / 'x.png')
+  after = source(folder, tmp_path)
+  assert after.fingerprint() != before
+  assert (after.rows(0, 20)['label'] == 1).sum() == 11
+
+
 def test_other_files_are_other_data(folder, tmp_path):
   before = source(folder, tmp_path).fingerprint()
   picture(folder / 'train' / 'bee' / 'new.png')
@@ -113,6 +129,8 @@ def test_keep_takes_so_many_and_the_same_ones_for_any_seed(folder, tmp_path):
     return set(data.rows(0, 6)['image'][:, 0, 0, 0].tolist())
 
   assert len(values()) == 6 and values() == values(seed=7)
+  # Not the first ones, which are all of one class.
+  assert min(values()) < 200 <= max(values())
   with pytest.raises(ValueError, match='keep=21 must be at most the 20 images'):
     len(source(folder, tmp_path, keep=21))
   held = source(folder, tmp_path, keep=3, split='validation')

@@ -17,7 +17,7 @@ TREES = [
   '(3 (2 A) (4 (3 warm) (2 film)))',
   '(0 (1 (2 a) (1 dull)) (2 plot))',
   '(2 (2 It) (2 is))',
-  '(4 (2 -LRB-) (4 (4 so) (4 good)))',
+  '(4 (2 -LRB-) (4 (4 so\\/so) (4 good)))',
 ]
 TWO = ('0|1', '3|4')
 
@@ -55,7 +55,7 @@ def texts(data):
 def test_trees_are_sentences_with_the_label_of_the_whole(write):
   data = source(write('t.txt', TREES), classes=TWO, left_out=('2',))
   assert texts(data) == [
-    ('( so good', 1),
+    ('( so/so good', 1),
     ('A warm film', 1),
     ('a dull plot', 0),
   ]
@@ -69,7 +69,8 @@ def test_phrases_of_trees_are_rows_of_training_alone_each_once(write):
   fields = {'classes': TWO, 'left_out': ('2',), 'phrases': True}
   held_out = source(file, **fields)
   assert len(held_out) == 3
-  train = source(file, split='train', paths=(file,), **fields)
+  more = write('more.txt', [*TREES, '(4 (3 warm) (2 film))'])
+  train = source(file, split='train', paths=(more,), **fields)
   found = texts(train)
   assert ('warm film', 1) in found and ('dull', 0) in found
   assert len(found) == len(set(found)) == 10
