@@ -6,9 +6,7 @@ import bz2
 from collections.abc import Iterable, Iterator
 import dataclasses
 import functools
-import glob
 import gzip
-import hashlib
 import json
 import lzma
 import pathlib
@@ -18,7 +16,7 @@ from typing import IO, Any
 import zipfile
 import zlib
 
-from bigdl.data import tokens
+from bigdl.data import files, tokens
 
 _OPEN: dict[str, Any] = {'.gz': gzip.open, '.xz': lzma.open, '.bz2': bz2.open}
 _SHORT = {'.tgz': '.tar.gz', '.txz': '.tar.xz', '.tbz2': '.tar.bz2'}
@@ -84,49 +82,19 @@ class TextFiles(tokens.TokenSource):
       raise ValueError(f'{what}=() must name at least one file')
     found: dict[pathlib.Path, None] = {}
     for pattern in patterns:
-      files = _find(pattern)
-      if not files:
+      matches = files.find(pattern)
+      if not matches:
         raise ValueError(f'{what}={pattern} matches no file')
-      found |= dict.fromkeys(files)
+      found |= dict.fromkeys(matches)
     return tuple(found)
 
   def inputs(self) -> str:
     # Of the files as they are, not of the documents in them: a checksum that
     # is known for a file's size and time need not be computed again.
-    sums = [f'{f.name} {_checksum(f, self._cache)}' for f in self._files]
+    sums = [f'{f.name} {files.checksum(f, self._cache)}' for f in self._files]
     split = self.split if not self.validation_paths else 'all'
     told = ['files', sums, self.field, split]
     return json.dumps([*told, self.tail] if self.tail else told)
-
-
-def _find(pattern: str) -> list[pathlib.Path]:
-  path = pathlib.Path(pattern).expanduser()
-  if path.is_file():
-    return [path]
-  if path.is_dir():
-    files = (f for f in path.rglob('*') if f.is_file())
-    return sorted(
-      f
-      for f in files
-      if not any(p.startswith('.') for p in f.relative_to(path).parts)
-    )
-  found = glob.glob(str(path), recursive=True)
-  return sorted(f for f in map(pathlib.Path, found) if f.is_file())
-
-
-def _checksum(file: pathlib.Path, cache: pathlib.Path) -> str:
-  stat = file.stat()
-  told = f'{file.resolve()} {stat.st_size} {stat.st_mtime_ns}'
-  memo = cache / 'files' / hashlib.sha256(told.encode()).hexdigest()[:32]
-  if memo.is_file():
-    known = memo.read_text()
-    if len(known) == 64:
-      return known
-  with file.open('rb') as content:
-    found = hashlib.file_digest(content, 'sha256').hexdigest()
-  memo.parent.mkdir(parents=True, exist_ok=True)
-  memo.write_text(found)
-  return found
 
 
 def _read(
