@@ -226,6 +226,21 @@ def check_fields(
       )
 
 
+def check_widths(model: Any, family: str, **widths: int) -> None:
+  """Raises ValueError for a model whose widths a family has not.
+
+  Args:
+    model: A field of 0 is the width that follows by itself.
+    family: Its name, for the message.
+    **widths: What each field must be otherwise.
+  """
+  for name, value in widths.items():
+    if getattr(model, name) not in (value, 0):
+      raise ValueError(
+        f'{name}={getattr(model, name)} must be {value} for {family} weights'
+      )
+
+
 def one_of(name: str, value: Any, allowed: Mapping[str, Any]) -> Any:
   """Returns `allowed[value]`; ValueError says what a foreign field may be."""
   if value not in allowed:

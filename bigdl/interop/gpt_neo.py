@@ -137,20 +137,15 @@ def config_of(model: GPT) -> dict[str, Any]:
 
 def _check(model: GPT) -> None:
   """Raises ValueError for a GPT that computes what GPT-Neo cannot."""
-  # A width that is named may be the one that follows by itself.
-  own = {
-    'kv_heads': (model.heads, 0),
-    'head_width': (model.width // model.heads, 0),
+  widths = {
+    'kv_heads': model.heads,
+    'head_width': model.width // model.heads,
   }
-  for name, allowed in own.items():
-    if getattr(model, name) not in allowed:
-      raise ValueError(
-        f'{name}={getattr(model, name)} must be {allowed[0]} for GPT-Neo weights'
-      )
+  base.check_widths(model, 'GPT-Neo', **widths)
   base.one_of(
     'activation', model.activation, {v: v for v in _ACTIVATIONS.values()}
   )
-  base.check_fields(model, 'GPT-Neo', free=(*_FREE, *own), qkv_bias=False)
+  base.check_fields(model, 'GPT-Neo', free=(*_FREE, *widths), qkv_bias=False)
 
 
 def _tensors(model: GPT) -> Iterator[base.Tensor]:

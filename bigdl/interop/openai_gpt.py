@@ -90,19 +90,13 @@ def config_of(model: GPT) -> dict[str, Any]:
 
 def _check(model: GPT) -> None:
   """Raises ValueError for a GPT that computes what the first one cannot."""
-  # A width that is named may be the one that follows by itself.
-  own = {
-    'kv_heads': (model.heads, 0),
-    'head_width': (model.width // model.heads, 0),
-    'mlp_width': (4 * model.width, 0),
+  widths = {
+    'kv_heads': model.heads,
+    'head_width': model.width // model.heads,
+    'mlp_width': 4 * model.width,
   }
-  for name, allowed in own.items():
-    if getattr(model, name) not in allowed:
-      raise ValueError(
-        f'{name}={getattr(model, name)} must be {allowed[0]} for OpenAI GPT'
-        ' weights'
-      )
-  base.check_fields(model, 'OpenAI GPT', free=(*_FREE, *own), block='post')
+  base.check_widths(model, 'OpenAI GPT', **widths)
+  base.check_fields(model, 'OpenAI GPT', free=(*_FREE, *widths), block='post')
 
 
 def _tensors(model: GPT) -> Iterator[base.Tensor]:

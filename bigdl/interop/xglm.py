@@ -99,20 +99,15 @@ def config_of(model: GPT) -> dict[str, Any]:
 
 def _check(model: GPT) -> None:
   """Raises ValueError for a GPT that computes what XGLM cannot."""
-  # A width that is named may be the one that follows by itself.
-  own = {
-    'kv_heads': (model.heads, 0),
-    'head_width': (model.width // model.heads, 0),
+  widths = {
+    'kv_heads': model.heads,
+    'head_width': model.width // model.heads,
   }
-  for name, allowed in own.items():
-    if getattr(model, name) not in allowed:
-      raise ValueError(
-        f'{name}={getattr(model, name)} must be {allowed[0]} for XGLM weights'
-      )
+  base.check_widths(model, 'XGLM', **widths)
   base.one_of(
     'activation', model.activation, {v: v for v in _ACTIVATIONS.values()}
   )
-  base.check_fields(model, 'XGLM', free=(*_FREE, *own), position='fairseq')
+  base.check_fields(model, 'XGLM', free=(*_FREE, *widths), position='fairseq')
 
 
 def _tensors(model: GPT) -> Iterator[base.Tensor]:

@@ -151,3 +151,18 @@ def _accumulate(grad_fn, model, state, batch, key, count):
   grads = jax.tree.map(lambda g: g * scale, total)
   metrics = {k: (v * weights).sum() * scale for k, v in parts.items()}
   return grads, extra, {**metrics, 'weight': weight}
+
+
+def check_room(model: nn.Module, **values: int) -> None:
+  """Raises ValueError where data have more of something than a model has room.
+
+  Args:
+    model: Fields that it has not limit nothing.
+    **values: What the data have, by the model's field: `vocab`, `length`.
+  """
+  for name, value in values.items():
+    most = getattr(model, name, None)
+    if most is not None and value > most:
+      raise ValueError(
+        f'data {name}={value} is larger than model.{name}={most}'
+      )

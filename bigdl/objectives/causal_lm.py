@@ -16,7 +16,13 @@ import jax
 import jax.numpy as jnp
 
 from bigdl.objectives import chunked
-from bigdl.objectives.base import Batch, Metrics, Objective, Params
+from bigdl.objectives.base import (
+  Batch,
+  Metrics,
+  Objective,
+  Params,
+  check_room,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,15 +58,11 @@ class CausalLM(Objective):
       )
     if row.shape[0] < 2:
       raise ValueError(f'data rows of {row.shape[0]} token hold no target')
-    for name, value in (
-      ('vocab', facts.get('vocab', 0)),
-      ('length', row.shape[0] - 1),
-    ):
-      most = getattr(model, name, None)
-      if most is not None and value > most:
-        raise ValueError(
-          f'data {name}={value} is larger than model.{name}={most}'
-        )
+    check_room(
+      model,
+      vocab=facts.get('vocab', 0),
+      length=row.shape[0] - 1,
+    )
 
   def init(
     self, model: nn.Module, key: jax.Array, batch: Batch

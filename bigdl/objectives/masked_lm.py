@@ -18,7 +18,13 @@ import jax
 import jax.numpy as jnp
 
 from bigdl.objectives import chunked
-from bigdl.objectives.base import Batch, Metrics, Objective, Params
+from bigdl.objectives.base import (
+  Batch,
+  Metrics,
+  Objective,
+  Params,
+  check_room,
+)
 
 _FIELDS = ('tokens', 'targets', 'weight')
 
@@ -58,15 +64,11 @@ class MaskedLM(Objective):
         ' the text in data.masked.Masked'
       )
     _check_rows(spec)
-    for name, value in (
-      ('vocab', facts.get('vocab', 0)),
-      ('length', spec['tokens'].shape[0]),
-    ):
-      most = getattr(model, name, None)
-      if most is not None and value > most:
-        raise ValueError(
-          f'data {name}={value} is larger than model.{name}={most}'
-        )
+    check_room(
+      model,
+      vocab=facts.get('vocab', 0),
+      length=spec['tokens'].shape[0],
+    )
     if not callable(getattr(model, 'hidden', None)):
       raise ValueError(
         f'model={type(model).__name__} has no hidden(tokens), expected an'

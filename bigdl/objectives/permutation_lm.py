@@ -17,7 +17,13 @@ import jax
 import jax.numpy as jnp
 
 from bigdl.objectives import chunked
-from bigdl.objectives.base import Batch, Metrics, Objective, Params
+from bigdl.objectives.base import (
+  Batch,
+  Metrics,
+  Objective,
+  Params,
+  check_room,
+)
 
 _FIELDS = ('tokens', 'order', 'targets_at', 'targets', 'weight')
 # Those that the model is given, if a row has them.
@@ -60,15 +66,11 @@ class PermutationLM(Objective):
         f'model={type(model).__name__} has no hidden(tokens, order=...),'
         ' expected one such as models.xlnet.XLNet'
       )
-    for name, value in (
-      ('vocab', facts.get('vocab', 0)),
-      ('length', spec['tokens'].shape[0]),
-    ):
-      most = getattr(model, name, None)
-      if most is not None and value > most:
-        raise ValueError(
-          f'data {name}={value} is larger than model.{name}={most}'
-        )
+    check_room(
+      model,
+      vocab=facts.get('vocab', 0),
+      length=spec['tokens'].shape[0],
+    )
 
   def init(
     self, model: nn.Module, key: jax.Array, batch: Batch

@@ -16,7 +16,13 @@ import jax
 import jax.numpy as jnp
 
 from bigdl.objectives import chunked
-from bigdl.objectives.base import Batch, Metrics, Objective, Params
+from bigdl.objectives.base import (
+  Batch,
+  Metrics,
+  Objective,
+  Params,
+  check_room,
+)
 
 # Ids that model and data may both name.
 _IDS = ('pad', 'begin', 'end')
@@ -60,15 +66,11 @@ class Seq2Seq(Objective):
         raise ValueError(
           f'data {name} of {row.shape[0]} must have at least {least}'
         )
-    for name, value in (
-      ('vocab', facts.get('vocab', 0)),
-      ('length', max(spec['source'].shape[0], spec['tokens'].shape[0] - 1)),
-    ):
-      most = getattr(model, name, None)
-      if most is not None and value > most:
-        raise ValueError(
-          f'data {name}={value} is larger than model.{name}={most}'
-        )
+    check_room(
+      model,
+      vocab=facts.get('vocab', 0),
+      length=max(spec['source'].shape[0], spec['tokens'].shape[0] - 1),
+    )
     for name in _IDS:
       own, theirs = getattr(model, name, None), facts.get(name)
       if None not in (own, theirs) and own != theirs:
