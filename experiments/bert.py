@@ -13,7 +13,7 @@ Command:
 Cost: 6.3e12 FLOPs (matmul_causal) each, about 90 seconds on two cores.
 Expected, in nats per hidden byte of held-out files, 15 % hidden, seeds 0, 1, 2:
 1.273, 1.278, 1.315 (standard error 0.045, over files that all share); `causal`,
-seeds 0, 1: 1.477, 1.458; frequencies of bytes alone (`unigram`): 3.302.
+seeds 0, 1, 2: 1.477, 1.458, 1.446; frequencies of bytes (`unigram`): 3.302.
 Positions rotate, weights start scaled by their inputs, norms come first and 30 %
 is hidden in training (Wettig et al., 2022, arXiv:2202.08005): with BERT's own
 choices, as small a model stays on a plateau near 3 nats for much of its run.

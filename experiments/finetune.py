@@ -1,4 +1,30 @@
-"""What does a small pretrained BERT gain on sentiment, and how little must train?"""
+"""What does pretraining save on sentiment, and how few parameters need to move?
+
+Command:
+  bigdl train --config=experiments/finetune.py:pretrain@TEXTS --workdir=runs/pre
+  bigdl train --config=experiments/finetune.py:KIND@SST@runs/pre --workdir=…
+    TEXTS are text files (see `data/text.py`). SST is a folder with the
+    treebank's train.txt, dev.txt and test.txt: labels 0 and 1 against 3 and 4,
+    neutral sentences left out, whole sentences alone. `KIND,test` scores
+    test.txt instead of dev.txt; --seed=1 is another run.
+KIND is what trains, of 0.62 M parameters:
+  scratch   all, from drawn weights (RUN says the shape and the tokenizer)
+  full      all, rates falling by 0.8 a layer from the head down
+  gradual   all, layers freed from the head down over 30 % of the run
+  frozen    the head alone, on features: 0.03 %
+  adapters  adapters of width 16, norms and the head: 2.18 %
+  lora      pairs of rank 4 on all matrices of blocks, and the head: 2.20 %
+  prompt    8 vectors and the head: 0.15 %
+Cost: 2,400 updates of 64 rows to pretrain, 600 of 32 sentences to finetune. On
+two cores shared with seven others an update took 0.19 s and 0.08 s.
+Baselines on the test sentences (1,818, of them 910 negative): majority .501,
+naive Bayes on bigrams .822.
+Expected: no accuracy is measured yet, and no run has tuned the rates. One
+pretraining, with 15 % hidden and on 18 MB of novels and web text, went from 8.4
+to 5.9 nats a hidden token in 1,900 updates and was stopped there. What a GPU's
+size should reach, not measured either: full at least .822 and 3 points above
+scratch, adapters within 1.5 points of full.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +50,7 @@ from bigdl.optim.schedule import WSD
 from bigdl.train import record, weights
 
 KINDS = ('scratch', 'full', 'gradual', 'frozen', 'adapters', 'lora', 'prompt')
-LENGTH = 64  # Tokens of a row; 0.4 % of the sentences are longer.
+LENGTH = 64  # Tokens of a row; about one sentence in 30 is longer.
 VOCAB = 4096
 
 
@@ -106,7 +132,7 @@ def _finetune(kind: str, folder: str, run: str, held_out: str) -> Experiment:
 
 
 def _variant(kind: str, body: nn.Module) -> tuple[nn.Module, AdamW]:
-  """Returns what is trained, and how: its rate was chosen on `dev`."""
+  """Returns what is trained, and how."""
   optimizer = AdamW(schedule=WSD(warmup=0.1, decay=0.9))
   model = Classifier(body, pool='mean', head_dropout=0.1)
   change = dataclasses.replace

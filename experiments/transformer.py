@@ -11,6 +11,11 @@ Command:
   The last line decodes held-out rows with the cache and prints the share of
   sequences that are exact and, of text, BLEU by greedy decoding and by four beams
   with alpha = 0.6, as in Vaswani et al., 2017, arXiv:1706.03762, section 6.1.
+Cost: a task 1.7e12 FLOPs (matmul_causal), 21 to 69 seconds on two shared cores.
+Expected, measured: copy and reverse, three seeds each, give 1024 of 1024 held-out
+sequences (of 1 to 16 symbols of 26), by greedy decoding with the cache. Their
+held-out loss of 0.102 nats per token is that of label smoothing.
+base@PATH was not measured: BLEU of 20 or more on held-out pairs is what is hoped.
 """
 
 from __future__ import annotations
@@ -109,7 +114,7 @@ def _translate(path: str) -> Experiment:
     objective=Seq2Seq(),
     data=_pairs(path, 'train', length=64, vocab=SMALL_VOCAB),
     optimizer=AdamW(lr=2e-3, schedule=WSD(warmup=0.05, decay=0.5)),
-    steps=700,
+    steps=2000,
     batch=32,
     evaluation=Evaluation(
       data=_pairs(path, 'validation', length=64, vocab=SMALL_VOCAB),
