@@ -203,7 +203,8 @@ def whole(
   Raises:
     ValueError: There is something already.
   """
-  folder = folder.absolute()
+  # What a link stands for is replaced, and the link left alone.
+  folder = folder.resolve()
   taken = folder.exists() and not (
     folder.is_dir() and not any(folder.iterdir())
   )
@@ -211,6 +212,8 @@ def whole(
     raise ValueError(f'{folder} is not empty; --force replaces it')
   folder.parent.mkdir(parents=True, exist_ok=True)
   part = folder.with_name(f'.{folder.name}.{os.getpid()}')
+  # A process of this number may have been killed here before.
+  shutil.rmtree(part, ignore_errors=True)
   part.mkdir()
   try:
     yield part
@@ -219,7 +222,11 @@ def whole(
     elif folder.is_dir():
       old = folder.with_name(f'.{folder.name}.{os.getpid()}.old')
       os.rename(folder, old)
-      os.rename(part, folder)
+      try:
+        os.rename(part, folder)
+      except OSError:
+        os.rename(old, folder)
+        raise
       shutil.rmtree(old)
       return
     os.rename(part, folder)

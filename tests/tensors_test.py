@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pathlib
 
 import ml_dtypes
 import numpy as np
@@ -163,4 +165,43 @@ def test_what_is_there_is_replaced_only_by_force(tmp_path):
   with tensors.whole(folder, force=True) as part:
     (part / 'two').write_text('')
   assert [p.name for p in folder.iterdir()] == ['two']
+  assert [p.name for p in tmp_path.iterdir()] == ['folder']
+
+
+def test_what_a_link_stands_for_is_replaced_and_the_link_stays(tmp_path):
+  (tmp_path / 'there').mkdir()
+  link = tmp_path / 'link'
+  link.symlink_to(tmp_path / 'there')
+  with tensors.whole(link) as part:
+    (part / 'one').write_text('')
+  assert link.is_symlink()
+  assert [p.name for p in link.iterdir()] == ['one']
+  assert {p.name for p in tmp_path.iterdir()} == {'there', 'link'}
+
+
+def test_what_was_there_comes_back_where_the_new_one_cannot(
+  tmp_path, monkeypatch
+):
+  folder = tmp_path / 'folder'
+  folder.mkdir()
+  (folder / 'mine').write_text('')
+  rename = os.rename
+
+  def broken(source, target):
+    if pathlib.Path(target) == folder and '.old' not in str(source):
+      raise OSError('no')
+    rename(source, target)
+
+  monkeypatch.setattr(os, 'rename', broken)
+  with pytest.raises(OSError, match='no'):
+    with tensors.whole(folder, force=True) as part:
+      (part / 'one').write_text('')
+  assert [p.name for p in folder.iterdir()] == ['mine']
+  assert [p.name for p in tmp_path.iterdir()] == ['folder']
+
+
+def test_what_a_killed_process_left_is_no_obstacle(tmp_path):
+  (tmp_path / f'.folder.{os.getpid()}').mkdir()
+  with tensors.whole(tmp_path / 'folder') as part:
+    (part / 'one').write_text('')
   assert [p.name for p in tmp_path.iterdir()] == ['folder']

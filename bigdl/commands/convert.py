@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 
@@ -36,9 +37,11 @@ def main(argv: list[str]) -> int:
     )
   if not source.is_dir():
     raise ValueError(f'src={source}: no such folder')
-  if source.resolve() == target.resolve():
-    raise ValueError(f'dst={target} must not be src')
+  if source.resolve().is_relative_to(target.resolve()):
+    raise ValueError(f'dst={target} must not be src={source}, nor hold it')
   # JAX is imported from here on.
+  import jax
+
   from bigdl import tensors
   from bigdl.interop import folder
 
@@ -46,7 +49,11 @@ def main(argv: list[str]) -> int:
     raise ValueError(
       f'dtype={given.dtype} must be one of {", ".join(tensors.FLOATS)}'
     )
-  with tensors.whole(target, force=given.force) as part:
+  with contextlib.ExitStack() as stack:
+    if given.dtype == 'float64':
+      # Or values would pass through float32.
+      stack.enter_context(jax.enable_x64(True))
+    part = stack.enter_context(tensors.whole(target, force=given.force))
     if folder.is_foreign(source):
       _read(source, part, given)
     else:

@@ -97,4 +97,9 @@ def _load(path: str) -> tuple[Any, Any, Any]:
       f'run={folder}: {type(model).__name__} is an encoder-decoder; questions'
       ' are asked of a decoder'
     )
+  if tokenizer.vocab > model.vocab:
+    raise ValueError(
+      f'run={folder}: its tokenizer has {tokenizer.vocab} ids, the model'
+      f' vocab={model.vocab}'
+    )
   return model, params, tokenizer

@@ -72,8 +72,9 @@ def _asked(given: Flags) -> list[str]:
   file = pathlib.Path(given.prompts)
   if not file.is_file():
     raise ValueError(f'prompts={file}: no such file')
-  lines = file.read_text('utf-8', 'replace').splitlines()
-  if not lines:
+  text = file.read_text('utf-8', 'replace')
+  lines = text.removesuffix('\n').split('\n')
+  if not text:
     raise ValueError(f'prompts={file} holds no line')
   return lines
 

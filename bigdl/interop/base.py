@@ -126,7 +126,9 @@ def from_hf(
     if tensor.name not in named:
       continue
     first = firsts[tensor.paths]
-    value = _inward(np.asarray(state_dict[named[tensor.name]]), tensor)
+    value = np.asarray(state_dict[named[tensor.name]])
+    # Products are taken in the parameter's own type: sixteen bits lose some.
+    value = _inward(value.astype(loop[tensor.paths[0]].dtype), tensor)
     ends = np.cumsum([loop[path].shape[-1] for path in tensor.paths])
     parts = np.split(value, ends[:-1], axis=-1)
     for path, part in zip(tensor.paths, parts, strict=True):

@@ -81,11 +81,13 @@ def describe(folder: pathlib.Path) -> Foreign:
   """
   config = _config(folder)
   named = config.get('architectures') or ['none']
+  named = [named] if isinstance(named, str) else named
   for family in families():
     if named[0] in family.architectures:
       try:
         model = family.model_of(config)
-      except ValueError as error:
+      except (ValueError, TypeError, KeyError, AttributeError) as error:
+        # A field of another type than it must be, too.
         raise ValueError(f'{folder / CONFIG}: {error}') from error
       return Foreign(folder, named[0], family, model)
   raise ValueError(
@@ -145,7 +147,14 @@ def choose(
     except ValueError as error:
       reasons.append(f'{family.name}: {error}')
       continue
-    return family, {'architectures': [family.architectures[0]], **config}
+    config = {'architectures': [family.architectures[0]], **config}
+    written = config['architectures'][0]
+    if architecture and written != architecture:
+      reasons.append(
+        f'{family.name}: this model is written as {written}, not {architecture}'
+      )
+      continue
+    return family, config
   kind = type(model).__name__
   if not reasons:
     raise ValueError(

@@ -47,8 +47,14 @@ def attend(
       them all, in float32 or wider: no mask hides whole tiles of them.
   """
   with jax.named_scope('full_attention'):
-    if kind == 'cudnn' or (kind == 'auto' and _is_fused(q_BTHK)):
-      mask = None if seen_BTS is None else seen_BTS[:, None]
+    B, T, H, K = q_BTHK.shape
+    S = k_BHSK.shape[2]
+    masked = seen_BTS is not None
+    fused = kind == 'auto' and _is_fused(q_BTHK, S, masked=masked)
+    if kind == 'cudnn' or fused:
+      mask = None
+      if seen_BTS is not None:
+        mask = jnp.broadcast_to(seen_BTS, (B, T, S))[:, None]
       return jax.nn.dot_product_attention(
         q_BTHK,
         k_BHSK.swapaxes(1, 2),
@@ -56,18 +62,19 @@ def attend(
         mask=mask,
         implementation='cudnn',
       )
-    H, K = q_BTHK.shape[-2:]
     scores = tiled.scores(tiled.heads_lead(q_BTHK * K**-0.5, H), k_BHSK)
     if seen_BTS is not None:
       scores = jnp.where(seen_BTS[:, None, None], scores, tiled.MASKED)
     return tiled.heads_last(tiled.mix(jax.nn.softmax(scores, -1), v_BHSK))
 
 
-def _is_fused(q_BTHK) -> bool:
+def _is_fused(q_BTHK, S, *, masked) -> bool:
   """Whether 'auto' means cuDNN's kernel here."""
   half = q_BTHK.dtype in (jnp.bfloat16, jnp.float16)
   T, _, K = q_BTHK.shape[1:]
-  fits = K % 8 == 0 and K <= 128 and T > 1
+  # Its gradients take a mask of even sides alone.
+  even = T % 2 == 0 and S % 2 == 0
+  fits = K % 8 == 0 and K <= 128 and T > 1 and (even or not masked)
   return jax.default_backend() == 'gpu' and half and fits
 
 

@@ -44,8 +44,16 @@ class _Head(Wrapper):
       raise ValueError(f'head_dropout={self.head_dropout} must be in [0, 1)')
     if self._outputs < 1:
       raise ValueError(f'{self._counted}={self._outputs} must be at least 1')
+    kind = type(self.innermost).__name__
     if not hasattr(self.body, 'hidden'):
-      raise ValueError(f'body={type(self.body).__name__} has no hidden()')
+      raise ValueError(f'body={kind} has no hidden()')
+    if hasattr(self.innermost, 'encode'):
+      raise ValueError(f'body={kind} must read one sequence, not two')
+    if self.pool == 'first' and hasattr(self.innermost, 'decode'):
+      raise ValueError(
+        f'pool=first must be mean or last for {kind}, whose first token sees no'
+        ' other'
+      )
 
   _counted = ''  # The field that says how many numbers there are.
 

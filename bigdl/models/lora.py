@@ -87,7 +87,9 @@ class LoRA(Outermost):
     for path, w in tree.items(params):
       if not re.search(self.paths, path):
         continue
-      if w.ndim < 2:
+      # Blocks of a scan lie along an axis of their own.
+      stacked = 'blocks' in path.split('/')
+      if w.ndim < 2 + stacked:
         raise ValueError(
           f'paths={self.paths!r} finds {path} {list(w.shape)}, which is no'
           ' matrix'

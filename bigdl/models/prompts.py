@@ -37,12 +37,13 @@ class Prompted(Outermost):
     super().__post_init__()
     if self.prompt < 1:
       raise ValueError(f'prompt={self.prompt} must be at least 1')
-    for name in ('vocab', 'length'):
-      if not hasattr(self.innermost, name):
-        raise ValueError(
-          f'body={type(self.innermost).__name__} has no {name}: a prompt goes'
-          ' before the tokens of a GPT or a BERT'
-        )
+    body = self.innermost
+    reads = all(hasattr(body, name) for name in ('vocab', 'length'))
+    if not reads or hasattr(body, 'encode'):
+      raise ValueError(
+        f'body={type(body).__name__} must be a GPT or a BERT, before whose'
+        ' tokens a prompt goes'
+      )
 
   @property
   def _leads(self) -> bool:

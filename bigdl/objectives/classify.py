@@ -18,7 +18,13 @@ import jax
 import jax.numpy as jnp
 
 from bigdl.objectives import rows
-from bigdl.objectives.base import Batch, Metrics, Objective, Params
+from bigdl.objectives.base import (
+  Batch,
+  Metrics,
+  Objective,
+  Params,
+  check_room,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +63,12 @@ class Classify(Objective):
     if known is not None and classes > known:
       raise ValueError(
         f'data classes={classes} are more than model.classes={known}'
+      )
+    if 'image' not in spec:
+      check_room(
+        model,
+        vocab=facts.get('vocab', 0),
+        length=spec['tokens'].shape[0],
       )
     # The model says itself which images or texts it can take.
     logits = rows.first_output(model, spec)

@@ -16,7 +16,13 @@ import jax
 import jax.numpy as jnp
 
 from bigdl.objectives import rows
-from bigdl.objectives.base import Batch, Metrics, Objective, Params
+from bigdl.objectives.base import (
+  Batch,
+  Metrics,
+  Objective,
+  Params,
+  check_room,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +50,12 @@ class Regress(Objective):
     if not jnp.issubdtype(target.dtype, jnp.floating) or len(target.shape) > 1:
       raise ValueError(
         f'data target={target.dtype}{list(target.shape)} must be a float or K'
+      )
+    if 'image' not in spec:
+      check_room(
+        model,
+        vocab=facts.get('vocab', 0),
+        length=spec['tokens'].shape[0],
       )
     found = rows.first_output(model, spec)
     numbers = target.shape[0] if target.shape else 1

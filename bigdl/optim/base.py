@@ -116,7 +116,9 @@ class Optimizer:
     def update(grads, state, params=None):
       assert params is not None
       free = self._free(params, state.step, state.steps)
-      grads = self._clip(_where(free, grads))
+      # Moments take in gradients before a layer moves, or the first steps of
+      # its own would be the longer for all that they had not seen.
+      grads = self._clip(grads, free)
       directions, inner = rule.update(grads, state.rule, params)
       rate = state.lr * self.schedule(state.step, state.steps)
       updates = jax.tree.map(
@@ -208,7 +210,7 @@ class Optimizer:
 
     return tree.map_with_path(free, params, layers)
 
-  def _clip(self, grads):
+  def _clip(self, grads, free):
     if self.is_partial:
       # Gradients of what is frozen must not count in the norm.
       grads = jax.tree.map(
@@ -218,7 +220,7 @@ class Optimizer:
       )
     if not self.clip:
       return grads
-    norm = optax.tree.norm(grads)
+    norm = optax.tree.norm(_where(free, grads))
     scale = self.clip / jnp.maximum(norm, self.clip)
     return jax.tree.map(lambda g: (g * scale).astype(g.dtype), grads)
 

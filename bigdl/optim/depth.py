@@ -19,12 +19,11 @@ import numpy as np
 
 from bigdl import tree
 
-# What the stacks of models are called. A loop names the blocks `blocks_0/...`; a
-# scan names them all `blocks/...` and stacks them along the first dimension.
-STACKS = ('blocks', 'encoder', 'decoder')
-_STACK = re.compile(rf'(?:^|/)({"|".join(STACKS)})(?:_(\d+))?/')
+# A loop names its blocks `blocks_0/...`; a scan names them all `blocks/...` and
+# stacks them along the first dimension.
+_STACK = re.compile(r'(?:^|/)(blocks)(?:_(\d+))?/')
 _LOWEST = re.compile(
-  r'(^|/)(embed|position|token|task|patch|prompt)[^/]*/|embedding$'
+  r'(^|/)(embed|position|token|task|patch|prompt|input_norm)[^/]*/|embedding$'
 )
 
 

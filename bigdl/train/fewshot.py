@@ -63,7 +63,7 @@ def read(path: str | os.PathLike) -> list[Item]:
     raise ValueError(f'{path}: no such file')
   found = [
     _item(f'{path}:{number}', line)
-    for number, line in enumerate(path.read_text('utf-8').splitlines(), 1)
+    for number, line in enumerate(path.read_text('utf-8').split('\n'), 1)
     if line.strip()
   ]
   if not found:
@@ -117,14 +117,14 @@ def contexts(
     seed: Item i draws by a generator of (seed, i).
     separator: Stands after each answered item.
   """
-  least = len(items) - 1 if pool is None else len(pool)
-  if not 0 <= shots <= least:
-    raise ValueError(f'shots={shots} must be from 0 to the {least} items there')
   found = []
   for i, item in enumerate(items):
-    others = pool
-    if others is None:
-      others = [*items[:i], *items[i + 1 :]]
+    # An item must not stand before itself with its answer.
+    others = [o for o in (items if pool is None else pool) if o != item]
+    if not 0 <= shots <= len(others):
+      raise ValueError(
+        f'shots={shots} must be from 0 to the {len(others)} items there'
+      )
     drawn = np.random.default_rng([seed, i]).permutation(len(others))[:shots]
     told = [others[n] for n in drawn]
     texts = [f'{t.prompt}{t.choices[t.answer]}{separator}' for t in told]
@@ -163,6 +163,11 @@ def evaluate(
       rows.append(row)
       cut += shortened
   sums = score(model, params, rows, batch=batch)
+  if not np.isfinite(sums).all():
+    raise ValueError(
+      'a choice has no finite log-probability: weights are not finite, or tokens'
+      f' are not below vocab={model.vocab}'
+    )
   counts = np.array([len(own) for _, own in rows])
   sizes = [len(c.encode()) for item in items for c in item.choices]
   right: dict[str, list[bool]] = {name: [] for name in SCORES}

@@ -109,9 +109,15 @@ def _select(start, entries):
         f'start.rename={pattern!r} must match a parameter of {start.folder},'
         f' such as {_few(list(names.values()))}'
       )
-    names = {
-      path: re.sub(pattern, replacement, name) for path, name in names.items()
-    }
+    try:
+      names = {
+        path: re.sub(pattern, replacement, name) for path, name in names.items()
+      }
+    except (re.error, IndexError) as error:
+      raise ValueError(
+        f'start.rename={replacement!r} must be what replaces {pattern!r}:'
+        f' {error}'
+      ) from error
   renamed = {name: entries[path] for path, name in names.items()}
   if len(renamed) < len(names):
     raise ValueError(

@@ -41,6 +41,10 @@ class Letters:
   """Sixteen letters, one token each."""
 
   @property
+  def vocab(self):
+    return 16
+
+  @property
   def eod(self):
     return 15
 

@@ -120,6 +120,30 @@ def test_what_is_there_is_replaced_only_by_force(theirs, tmp_path, capsys):
   assert names == {'model.json', 'model.safetensors'}
 
 
+def test_a_folder_that_holds_the_source_is_never_replaced(
+  theirs, tmp_path, capsys
+):
+  shutil.copytree(theirs, tmp_path / 'zoo' / 'theirs')
+  (tmp_path / 'zoo' / 'mine.txt').write_text('')
+  before = sorted(p.name for p in (tmp_path / 'zoo').rglob('*'))
+  for target in ('zoo', 'zoo/theirs'):
+    source = tmp_path / 'zoo' / 'theirs'
+    assert convert(source, tmp_path / target, '--force') == 2
+    assert 'must not be src=' in capsys.readouterr().err
+  assert sorted(p.name for p in (tmp_path / 'zoo').rglob('*')) == before
+
+
+@pytest.mark.parametrize('value', ['"2"', 'null', '[2]'])
+def test_a_field_of_another_type_is_one_line(value, theirs, tmp_path, capsys):
+  source = shutil.copytree(theirs, tmp_path / 'theirs')
+  config = json.loads((source / 'config.json').read_text())
+  config['n_embd'] = json.loads(value)
+  (source / 'config.json').write_text(json.dumps(config))
+  assert convert(source, tmp_path / 'dst') == 2
+  error = capsys.readouterr().err
+  assert 'config.json: ' in error and error.count('\n') == 1
+
+
 @pytest.mark.parametrize(
   ('flags', 'message'),
   [
@@ -174,6 +198,9 @@ def test_a_class_that_is_asked_for_must_be_known(trained, tmp_path, capsys):
   assert 'architecture=T5 is not supported; these are: Albert' in error
   assert convert(trained, tmp_path / 'dst', '--architecture=LlamaForCausalLM')
   assert 'LLaMA: ' in capsys.readouterr().err
+  # Known, and written under another name.
+  assert convert(trained, tmp_path / 'dst', '--architecture=GPT2Model') == 2
+  assert 'written as GPT2LMHeadModel, not GPT2' in capsys.readouterr().err
   assert list(tmp_path.iterdir()) == []
 
 

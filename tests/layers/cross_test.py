@@ -129,3 +129,27 @@ def test_the_first_tokens_must_come_with_a_memory(params):
     block().cross().apply(
       {'params': params['cross']}, draw(B, T, D), None, cached=True
     )
+
+
+@pytest.mark.parametrize(
+  ('T', 'S', 'masked', 'fused'),
+  [(4, 6, True, True), (5, 6, True, False), (4, 7, True, False)]
+  + [(5, 7, False, True), (1, 6, False, False)],
+)
+def test_a_kernel_is_chosen_where_it_takes_the_mask(
+  monkeypatch, T, S, masked, fused
+):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  told = []
+
+  def kernel(q, k, v, *, mask, implementation):
+    told.append(None if mask is None else mask.shape)
+    return q
+
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', kernel)
+  q_BTHK = jnp.ones((2, T, 2, 8), jnp.bfloat16)
+  k_BHSK = jnp.ones((2, 2, S, 8), jnp.bfloat16)
+  # One row of a mask serves all queries.
+  seen_BTS = jnp.ones((2, 1, S), bool) if masked else None
+  cross.attend(q_BTHK, k_BHSK, k_BHSK, seen_BTS)
+  assert told == ([(2, 1, T, S) if masked else None] if fused else [])

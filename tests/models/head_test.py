@@ -11,6 +11,7 @@ from bigdl import tree
 from bigdl.models.bert import BERT
 from bigdl.models.gpt import GPT
 from bigdl.models.head import Classifier, Regressor, pool
+from bigdl.models.transformer import Transformer
 from bigdl.models.vit import ViT
 from bigdl.models.xlnet import XLNet
 
@@ -88,7 +89,7 @@ def test_kinds_of_tokens_reach_a_body_that_knows_them_and_no_other():
   typed = model.apply({'params': params}, TOKENS, types=types)
   assert np.abs(plain - typed).max() > 1e-4
   with pytest.raises(ValueError, match='types are given, and GPT has none'):
-    Classifier(GPT_).init(jax.random.key(0), TOKENS, types=types)
+    Classifier(GPT_, pool='last').init(jax.random.key(0), TOKENS, types=types)
 
 
 def test_fields_of_the_body_are_fields_of_the_whole():
@@ -110,6 +111,14 @@ def test_fields_of_the_body_are_fields_of_the_whole():
   [
     (lambda: Classifier(BERT_, pool='max'), 'pool=max must be first, .*'),
     (lambda: Classifier(BERT_, classes=0), 'classes=0 must be at least 1'),
+    (
+      lambda: Classifier(GPT(depth=1, width=8, heads=2, vocab=11)),
+      'pool=first must be mean or last for GPT, whose first token .*',
+    ),
+    (
+      lambda: Classifier(Transformer(depth=1, width=8, heads=2, vocab=11)),
+      'body=Transformer must read one sequence, not two',
+    ),
     (lambda: Regressor(BERT_, outputs=0), 'outputs=0 must be at least 1'),
     (
       lambda: Classifier(BERT_, head_dropout=1.0),

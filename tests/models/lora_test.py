@@ -167,7 +167,15 @@ def test_it_stands_around_a_head_and_takes_other_paths():
       r"paths='scale' finds .*/scale \[8\], which is no matrix",
     ),
     (
-      lambda: Classifier(LoRA(GPT_)).init(jax.random.key(0), TOKENS),
+      lambda: LoRA(GPT_.clone(stack='scan'), paths='query/bias').init(
+        jax.random.key(0), TOKENS
+      ),
+      r"paths='query/bias' finds .*/bias \[2, 8\], which is no matrix",
+    ),
+    (
+      lambda: Classifier(LoRA(GPT_), pool='last').init(
+        jax.random.key(0), TOKENS
+      ),
       r'LoRA must be the outermost model, used by apply\(\)',
     ),
   ],

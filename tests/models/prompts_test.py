@@ -13,6 +13,7 @@ from bigdl.models.bert import BERT
 from bigdl.models.gpt import GPT
 from bigdl.models.head import Classifier
 from bigdl.models.prompts import Prompted
+from bigdl.models.transformer import Transformer
 from bigdl.models.vit import ViT
 from bigdl.optim.adamw import AdamW
 from bigdl.train import generate
@@ -170,9 +171,10 @@ def test_vectors_start_as_those_of_tokens_and_alone_train():
   ('make', 'message'),
   [
     (lambda: Prompted(GPT(**SMALL), prompt=0), 'prompt=0 must be at least 1'),
-    (lambda: Prompted(ViT()), 'body=ViT has no vocab: .*'),
+    (lambda: Prompted(ViT()), 'body=ViT must be a GPT or a BERT, .*'),
+    (lambda: Prompted(Transformer()), 'body=Transformer must be a GPT or .*'),
     (
-      lambda: Classifier(Prompted(GPT(**SMALL))).init(
+      lambda: Classifier(Prompted(GPT(**SMALL)), pool='last').init(
         jax.random.key(0), TOKENS
       ),
       r'Prompted must be the outermost model, used by apply\(\)',

@@ -12,6 +12,7 @@ import pytest
 
 from bigdl import tree
 from bigdl.layers import stack
+from bigdl.models.transformer import Transformer
 from bigdl.optim import depth
 from bigdl.optim.adamw import AdamW
 from bigdl.optim.schedule import Constant
@@ -67,13 +68,28 @@ def test_layers_are_counted_from_the_embeddings_to_the_head():
 
 
 def test_stacks_of_two_depths_meet_at_the_top():
-  params = {f'encoder_{i}': block(i) for i in range(3)}
-  params |= {f'decoder_{i}': block(i) for i in range(2)}
-  found, head = depth.layers(params)
-  layers = {path.split('/')[0]: n for path, n in tree.items(found)}
+  model = Transformer(
+    depth=3, decoder_depth=2, width=8, heads=2, vocab=11, length=6,
+    embed_norm=True, block='pre', stack='loop',
+  )  # fmt: skip
+  tokens = jnp.zeros((1, 4), jnp.int32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), tokens, tokens)
+  found, head = depth.layers(shapes['params'])
+  layers = {'/'.join(path.split('/')[:2]): n for path, n in tree.items(found)}
   assert head == 4
-  assert [layers[f'encoder_{i}'] for i in range(3)] == [1, 2, 3]
-  assert [layers[f'decoder_{i}'] for i in range(2)] == [2, 3]
+  assert [layers[f'encoder/blocks_{i}'] for i in range(3)] == [1, 2, 3]
+  assert [layers[f'decoder/blocks_{i}'] for i in range(2)] == [2, 3]
+  assert layers['embed/embedding'] == layers['encoder/input_norm'] == 0
+  assert layers['decoder/output_norm'] == 4
+  scanned = jax.eval_shape(
+    model.clone(stack='scan').init, jax.random.key(0), tokens, tokens
+  )
+  found, head = depth.layers(scanned['params'])
+  layers = dict(tree.items(found))
+  assert head == 4
+  for name, want in (('encoder', [1, 2, 3]), ('decoder', [2, 3])):
+    kernel = layers[f'{name}/blocks/mlp/up/kernel']
+    assert kernel.ravel().tolist() == want
 
 
 def test_a_rate_decays_with_each_layer_below_the_head():
@@ -251,3 +267,22 @@ def test_runs_of_other_lengths_unfreeze_in_one_program():
 def test_a_bad_field_is_refused_by_name_and_value(make, message):
   with pytest.raises(ValueError, match=f'^{message}$'):
     make()
+
+
+def test_a_layer_that_is_freed_moves_by_no_more_than_the_rate():
+  gradual = AdamW(
+    lr=0.1, b2=0.999, schedule=Constant(), unfreeze=0.9, weight_decay=0.0
+  )
+  tx = gradual.make(200)
+  params, state = LOOP, tx.init(LOOP)
+  step = jax.jit(tx.update)
+  rng = np.random.default_rng(0)
+  most = 0.0
+  for _ in range(200):
+    grads = jax.tree.map(lambda w: 1 + 0.1 * rng.normal(size=w.shape), params)
+    updates, state = step(grads, state, params)
+    params = optax.apply_updates(params, updates)
+    most = max(
+      most, *(float(jnp.abs(u).max()) for u in jax.tree.leaves(updates))
+    )
+  assert 0.09 < most < 0.12

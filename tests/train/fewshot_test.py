@@ -108,6 +108,31 @@ def test_shots_are_drawn_from_other_items_by_the_seed():
     fewshot.contexts(ITEMS, shots=2, pool=pool)
 
 
+def test_an_item_never_stands_before_itself():
+  # Not even where the shots are of the same file, or one is there twice.
+  for items, pool in ((ITEMS, ITEMS), ([*ITEMS, ITEMS[0]], None)):
+    texts = fewshot.contexts(items, shots=4, pool=pool, separator='\n')
+    for item, text in zip(items, texts, strict=True):
+      told = text.removesuffix(item.prompt).split('\n')
+      assert f'{item.prompt}{item.choices[item.answer]}' not in told
+  with pytest.raises(ValueError, match='shots=5 must be from 0 to the 4 items'):
+    fewshot.contexts(ITEMS, shots=5, pool=ITEMS)
+
+
+def test_scores_that_are_no_numbers_are_refused(params):
+  broken = jax.tree.map(lambda x: x * jnp.nan, params)
+  with pytest.raises(ValueError, match='no finite log-probability'):
+    fewshot.evaluate(MODEL, broken, Bytes(), ITEMS, ['a'] * len(ITEMS))
+
+
+def test_a_line_ends_where_a_line_ends(tmp_path):
+  row = {'prompt': 'a\u2028b\x85', 'choices': ['c', 'd'], 'answer': 0}
+  text = json.dumps(row, ensure_ascii=False)
+  (tmp_path / 'a.jsonl').write_text(f'{text}\n{text}\n', 'utf-8')
+  items = fewshot.read(tmp_path / 'a.jsonl')
+  assert [i.prompt for i in items] == [row['prompt']] * 2
+
+
 def test_what_does_not_fit_loses_its_beginning(params):
   long = 'lost ' * 20 + 'kept'
   item = Item('', ('abcd', 'efgh'), 0)

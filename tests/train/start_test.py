@@ -196,6 +196,10 @@ def test_a_loop_starts_a_scan(tmp_path):
       'misshapen head/kernel [16, 1], expected [1, 1]',
     ),
     ({'rename': (('Dense_.', 'head'),)}, 'gives two parameters of'),
+    (
+      {'rename': (('^Dense_0', r'\1'),)},
+      "must be what replaces '^Dense_0': invalid group reference 1",
+    ),
   ],
 )
 def test_what_cannot_be_started_from_is_one_line_and_no_folder(
