@@ -52,6 +52,9 @@ class ImageFiles(Source):
   Images under a folder called train are for training, those under validation,
   valid, val or test (the first of these that there is) are held out; idx files
   say it in their names; where nothing does, a hash of the image decides.
+  Classes are the folders that hold training images, sorted; where all their
+  names are numbers (without zeros before them), by number, and there is no class
+  for a number that no folder has. The label in an idx file is its class's number.
   Training rows come in an order drawn afresh each epoch, validation rows in one
   fixed order.
   """
@@ -219,9 +222,9 @@ def _decode(
   names: dict[str, list[str]] = {}
   seen: dict[tuple[str, str], str] = {}  # Where a part first has a class.
   shape: tuple[int, ...] = ()
-  first = ''
+  first, counted = '', True
   try:
-    for place, part, name, image_HWC in examples:
+    for place, part, name, image_HWC, is_number in examples:
       shape, first = shape or image_HWC.shape, first or place
       if image_HWC.shape != shape:
         raise ValueError(
@@ -237,12 +240,13 @@ def _decode(
       sums[part].update(raw)
       names[part].append(name)
       seen.setdefault((part, name), place)
+      counted = counted and is_number
   finally:
     for out in outs.values():
       out.close()
   if not seen:
     raise ValueError('paths hold no image that can be read')
-  classes = classes or _known(names)
+  classes = classes or _known(seen, counted)
   for (_, name), place in seen.items():
     if name not in classes:
       raise ValueError(
@@ -265,13 +269,32 @@ def _listed(classes: tuple[str, ...]) -> str:
   return ', '.join(classes[:12]) + (', …' if classes[12:] else '')
 
 
-def _known(names: dict[str, list[str]]) -> tuple[str, ...]:
-  """Returns the classes of the training images, in order."""
-  train = [own for part, own in names.items() if part in TRAIN]
-  found = {name for own in train or names.values() for name in own}
-  # Numbers are labels already, whether or not each of them is there.
-  if all(name.isdigit() for name in found):
-    return tuple(str(i) for i in range(max(map(int, found)) + 1))
+def _known(seen: dict[tuple[str, str], str], counted: bool) -> tuple[str, ...]:
+  """Returns the classes of the training images, in order.
+
+  Args:
+    seen: The place where a part first has a class.
+    counted: Whether names are numbers of classes: all below the largest are
+      classes then, whether or not each of them is there.
+
+  Raises:
+    ValueError: Training lacks more than half of the classes so counted: one
+      label is wrong, or it is for the user to say what the classes are.
+  """
+  train = {name: at for (part, name), at in seen.items() if part in TRAIN}
+  found = train or {name: at for (_, name), at in seen.items()}
+  if counted:
+    last = max(found, key=int)
+    size = int(last) + 1
+    if size > 2 * len(found):
+      raise ValueError(
+        f'{found[last]}: label {last} makes {size} classes, of which only'
+        f' {len(found)} have images; name the classes in --data.classes'
+      )
+    return tuple(map(str, range(size)))
+  # Names such as 01 are no numbers: 1 may be there too.
+  if all(name.isdecimal() and name == str(int(name)) for name in found):
+    return tuple(sorted(found, key=int))
   return tuple(sorted(found))
 
 

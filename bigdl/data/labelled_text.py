@@ -22,6 +22,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import pathlib
 import re
 from typing import Any, Literal, NamedTuple
@@ -62,13 +63,14 @@ class LabelledText(Source):
   Files are told by their content: `.jsonl` holds a JSON object a line; one that
   begins with a bracket holds a tree a line; any other is a table with tabs,
   whose first line names the columns. `.gz` is decompressed. Where
-  `validation_paths` names none, texts are held out by their hash. Rows of two
-  texts have `types` too.
+  `validation_paths` names none, texts are held out by their hash, trees with all
+  their phrases. Rows of two texts have `types` too.
   """
 
   paths: tuple[str, ...] = ()  # Files, or patterns such as data/*.tsv.
   validation_paths: tuple[str, ...] = ()  # The same, for validation.
-  examples: tuple[tuple[str, str], ...] = ()  # Texts and labels beside files.
+  # Texts and labels beside those of `paths`.
+  examples: tuple[tuple[str, str], ...] = ()
   # The labels of each class, such as ('0|1', '3|4'); none: they are numbers.
   classes: tuple[str, ...] = ('0', '1')
   left_out: tuple[str, ...] = ()  # Labels whose rows are left out.
@@ -126,9 +128,10 @@ class LabelledText(Source):
     wanted = self.split == 'validation'
     separate = bool(self.validation_paths)
     paths = self.validation_paths if separate and wanted else self.paths
-    if not paths and not self.examples:
+    own = () if separate and wanted else self.examples
+    if not paths and not own:
       raise ValueError('paths=() must name at least one file')
-    found = [Example(f'example {i}', *e) for i, e in enumerate(self.examples)]
+    found = [Example(f'example {i}', *e) for i, e in enumerate(own)]
     rows = itertools.chain(found, *map(self._read, _find(paths)))
     for row in rows:
       if separate or tokens.is_held_out(row.text + row.pair) == wanted:
@@ -137,7 +140,7 @@ class LabelledText(Source):
   def _read(self, file: pathlib.Path) -> list[Example]:
     opened: Any = gzip.open if file.suffix == '.gz' else open
     try:
-      with opened(file, 'rt', encoding='utf-8') as content:
+      with opened(file, 'rt', encoding='utf-8-sig') as content:
         lines = content.read()
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
       raise ValueError(f'{file} is not text in UTF-8: {error}') from error
@@ -154,7 +157,8 @@ class LabelledText(Source):
     return found
 
   def _objects(self, file, lines):
-    for number, line in enumerate(lines.splitlines(), 1):
+    # Not splitlines, which also ends a line within a text, such as at U+2028.
+    for number, line in enumerate(lines.split('\n'), 1):
       if not line.strip():
         continue
       place = f'{file}:{number}'
@@ -194,11 +198,16 @@ class LabelledText(Source):
   def _trees(self, file, lines):
     seen = set()
     every = self.phrases and self.split == 'train'
-    for number, line in enumerate(lines.splitlines(), 1):
+    for number, line in enumerate(lines.split('\n'), 1):
       if not line.strip():
         continue
       place = f'{file}:{number}'
-      for text, label in list(_phrases(place, line))[0 if every else -1 :]:
+      found = list(_phrases(place, line))
+      whole = found[-1]
+      # Of a held-out tree no phrase is to train on. The whole one stays, for
+      # `rows_of_files` to tell where it belongs.
+      apart = not self.validation_paths and tokens.is_held_out(whole[0])
+      for text, label in found if every and not apart else [whole]:
         if every and text in seen:
           continue
         seen.add(text)
@@ -221,11 +230,14 @@ class LabelledText(Source):
         )
       return self._known[row.label]
     try:
-      return (float(row.label) - self.mean) / self.std
+      value = float(row.label)
     except ValueError:
+      value = math.nan
+    if not math.isfinite(value):
       raise ValueError(
-        f'{row.place}: label={row.label!r} must be a number'
-      ) from None
+        f'{row.place}: label={row.label!r} must be a finite number'
+      )
+    return (value - self.mean) / self.std
 
   def _ids(self, row: Example) -> tuple[list[list[int]], bool]:
     """Returns one or two framed texts that fit, and whether they were cut."""

@@ -148,10 +148,11 @@ class Masked(Source):
     pieces = self._pieces[ids_T]
     if real_T is not None:
       pieces[real_T == 0] = WALL
-    if self.split == 'validation':
-      number %= len(self)
     rng = np.random.default_rng(self._key(number))
-    units = self.masking.choose(pieces, rng, number)
+    # Held-out rows come before training: what is hidden in them is the same
+    # whatever their place.
+    start = -1 if self.split == 'validation' else number
+    units = self.masking.choose(pieces, rng, start)
     sizes = units[:, 1] - units[:, 0]
     unit = np.repeat(np.arange(len(units)), sizes)
     first = np.cumsum(sizes) - sizes
@@ -167,7 +168,7 @@ class Masked(Source):
   def _key(self, number: int) -> list[int]:
     """Returns what seeds the masks of a row."""
     if self.split == 'validation':
-      return [self.seed, 1, number]
+      return [self.seed, 1, number % len(self)]
     if not self.maskings:
       return [self.seed, 0, number]
     epoch, at = divmod(number, len(self))

@@ -72,7 +72,7 @@ class Masking:
     Args:
       pieces: The text of each token, `[T]`, `WALL` for one that stays as it is.
       rng: The row's own.
-      number: Of the row, from the start of training.
+      number: Of the row, from the start of training; -1: it is held out.
     """
     raise NotImplementedError
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import pathlib
 import tempfile
@@ -36,7 +37,9 @@ class _Sides(text.TextFiles):
       # An archive's own note, such as `_about.txt`, holds no pairs.
       if name.rpartition('/')[2].startswith('_'):
         continue
-      for number, line in enumerate(content.splitlines(), 1):
+      # Not splitlines, which also ends a line within a text, such as at U+2028.
+      lines = io.StringIO(content.removeprefix('\ufeff'), newline=None)
+      for number, line in enumerate(lines, 1):
         if not line.strip():
           continue
         place = f'{name}:{number}'
@@ -55,7 +58,7 @@ class _Sides(text.TextFiles):
     return columns[self.source].strip(), columns[self.target].strip()
 
   def inputs(self) -> str:
-    return json.dumps(['pairs', super().inputs(), self.source, self.target])
+    return json.dumps(['pairs-2', super().inputs(), self.source, self.target])
 
 
 @dataclasses.dataclass(frozen=True)

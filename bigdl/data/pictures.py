@@ -14,6 +14,7 @@ import gzip
 import io
 import lzma
 import math
+import os
 import pathlib
 import re
 import struct
@@ -49,16 +50,23 @@ class Example(NamedTuple):
   part: str  # The folder that names its split, '' where there is none.
   name: str  # Of its class.
   image_HWC: np.ndarray  # uint8.
+  counted: bool = False  # Whether the name is the class's number, as in idx.
 
 
 def parts(file: pathlib.Path, pattern: str) -> tuple[str, ...]:
   """Returns the name, after the folders that tell a file's split and class.
 
-  Those below a folder that is named; the last two, where a pattern is.
+  Those below a folder that is named, after its own name where that alone tells
+  the split; the last two, where a pattern is.
   """
   root = pathlib.Path(pattern).expanduser()
   if root.is_dir():
-    return file.relative_to(root).parts
+    own = file.relative_to(root).parts
+    if any(folder.lower() in TRAIN + VALIDATION for folder in own[:-1]):
+      return own
+    # Not what a link leads to, but the name that the user gave.
+    named = os.path.basename(os.path.abspath(root))
+    return (named, *own) if named.lower() in TRAIN + VALIDATION else own
   return (file.name,) if file == root else file.parts[-3:]
 
 
@@ -143,7 +151,7 @@ def _idx(file: pathlib.Path, match: re.Match) -> Iterator[Example]:
   for i, (image_HWC, label) in enumerate(
     zip(image_BHWC, label_B.tolist(), strict=True)
   ):
-    yield Example(f'{beside} row {i}', part, str(label), image_HWC)
+    yield Example(f'{beside} row {i}', part, str(label), image_HWC, True)
 
 
 def _array(file: pathlib.Path) -> np.ndarray:

@@ -83,18 +83,31 @@ class TFDSImages(Source):
           f'{list(self._shape)}: images must be of one size'
         )
       images.append(image)
-      labels.append(int(example[self.label]))
+      labels.append(self._checked(int(example[self.label]), row))
     return {'image': np.stack(images), 'label': np.array(labels, np.int32)}
+
+  def _checked(self, label: int, row: int) -> int:
+    classes = self._classes
+    if label < 0 or (classes and label >= classes):
+      wanted = f'be in 0..{classes - 1}' if classes else 'not be negative'
+      raise ValueError(
+        f'{self.label}={label} of row {row} of {self.name} split={self._own}'
+        f' must {wanted}'
+      )
+    return label
 
   @functools.lru_cache(maxsize=4)  # noqa: B019 - sources live as long as runs.
   def _order(self, epoch: int) -> np.ndarray:
     return np.random.default_rng([self.seed, epoch]).permutation(len(self))
 
+  @functools.cached_property
+  def _classes(self) -> int:
+    """How many there are, 0 where the dataset does not say."""
+    feature = self._builder.info.features[self.label]
+    return int(getattr(feature, 'num_classes', None) or 0)
+
   def facts(self) -> dict:
-    classes = getattr(
-      self._builder.info.features[self.label], 'num_classes', None
-    )
-    return {'classes': int(classes)} if classes else {}
+    return {'classes': self._classes} if self._classes else {}
 
   def fingerprint(self) -> str:
     told = [self._builder.info.full_name, self._own, len(self)]

@@ -122,6 +122,46 @@ def test_where_no_folder_says_so_a_hash_splits(tmp_path):
   assert not seen[0] & seen[1]
 
 
+def test_folders_named_one_by_one_keep_their_splits(folder, tmp_path):
+  paths = (str(folder / 'train'), str(folder / 'test'))
+  train = ImageFiles(paths=paths, cache=str(tmp_path / 'cache'))
+  held = ImageFiles(
+    paths=paths, cache=str(tmp_path / 'cache'), split='validation'
+  )
+  assert (len(train), len(held)) == (20, 4)
+  whole = source(folder, tmp_path, split='validation')
+  assert np.array_equal(whole.rows(0, 4)['image'], held.rows(0, 4)['image'])
+
+
+def test_a_folder_called_test_may_hold_both_splits(folder, tmp_path):
+  folder.rename(tmp_path / 'test')
+  train, held = (
+    source(tmp_path / 'test', tmp_path, split=s)
+    for s in ('train', 'validation')
+  )
+  assert (len(train), len(held)) == (20, 4)
+
+
+@pytest.mark.parametrize(
+  ('names', 'classes'),
+  [
+    (('00', '01'), ('00', '01')),
+    (('2', '10', '0', '1'), ('0', '1', '2', '10')),
+    (('2015', '2012'), ('2012', '2015')),
+    (('1', '01'), ('01', '1')),
+    (('1', '²'), ('1', '²')),
+  ],
+)
+def test_folders_called_numbers_are_classes(names, classes, tmp_path):
+  for i, name in enumerate(names):
+    picture(tmp_path / 'x' / 'train' / name / '0.png', value=i)
+  data = source(tmp_path / 'x', tmp_path)
+  assert data.shard.classes == classes
+  rows = data.rows(0, len(names))
+  said = [classes[i] for i in rows['label']]
+  assert said == [names[i] for i in rows['image'][:, 0, 0, 0]]
+
+
 def test_keep_takes_so_many_and_the_same_ones_for_any_seed(folder, tmp_path):
   def values(**fields):
     data = source(folder, tmp_path, keep=6, **fields)
@@ -187,6 +227,25 @@ def test_a_label_outside_the_classes_names_its_row_and_file(mnist, tmp_path):
   )
   with pytest.raises(ValueError, match=told):
     len(source(mnist, tmp_path))
+
+
+def test_a_stray_label_of_training_names_its_row_and_file(mnist, tmp_path):
+  labels = np.arange(12, dtype=np.uint8) % 3
+  file = mnist / 'train-labels-idx1-ubyte.gz'
+  # A class without images is one all the same.
+  idx(file, np.where(labels == 1, np.uint8(3), labels))
+  idx(mnist / 't10k-labels-idx1-ubyte', np.array([0, 3, 2, 0, 3], np.uint8))
+  assert source(mnist, tmp_path).shard.classes == ('0', '1', '2', '3')
+  labels[7] = 37
+  idx(file, labels)
+  told = (
+    'train-labels-idx1-ubyte.gz row 7: label 37 makes 38 classes, of which only'
+    ' 4 have images; name the classes in --data.classes'
+  )
+  with pytest.raises(ValueError, match=told):
+    len(source(mnist, tmp_path))
+  given = source(mnist, tmp_path, classes=('0', '1', '2', '3', '37'))
+  assert (given.rows(0, 12)['label'] == 4).sum() == 1
 
 
 def test_a_class_that_training_lacks_names_its_file(folder, tmp_path):

@@ -9,6 +9,7 @@ import json
 import numpy as np
 import pytest
 
+from bigdl.data import tokens
 from bigdl.data.labelled_text import LabelledText
 from bigdl.data.text import TextFiles
 from bigdl.data.tokenizers import BPE, Bytes
@@ -74,6 +75,53 @@ def test_phrases_of_trees_are_rows_of_training_alone_each_once(write):
   found = texts(train)
   assert ('warm film', 1) in found and ('dull', 0) in found
   assert len(found) == len(set(found)) == 10
+
+
+def test_no_phrase_of_a_held_out_tree_is_trained_on(write):
+  trees = [f'(1 (0 left{i}) (1 right{i}))' for i in range(200)]
+  file = write('t.txt', trees)
+  train = LabelledText(paths=(file,), phrases=True, length=24)
+  held_out = dataclasses.replace(train, split='validation')
+  trained, held = ({t for t, _ in texts(d)} for d in (train, held_out))
+  assert 4 < len(held) < 40 and all(len(t.split()) == 2 for t in held)
+  assert not {word for t in held for word in t.split()} & trained
+  # Of the others all are, but those that are held out themselves.
+  assert len(trained) > 2.5 * (200 - len(held))
+
+
+def test_a_file_may_hold_no_tree_to_train_on(write):
+  held_out = next(i for i in range(999) if tokens.is_held_out(f'left right{i}'))
+  file = write('t.txt', [f'(1 (0 left) (1 right{held_out}))'])
+  more = write('more.txt', [f'(1 up{i})' for i in range(9)])
+  data = LabelledText(paths=(file, more), phrases=True, length=24)
+  found = {t for t, _ in texts(data)}
+  assert found and all(t.startswith('up') for t in found)
+
+
+def test_examples_beside_files_are_not_in_validation_too(write):
+  file = write('a.tsv', ['sentence\tlabel', 'far\t0'])
+  data = source(file, examples=(('near', '1'),), split='train')
+  assert texts(data) == [('near', 1)]
+  assert texts(dataclasses.replace(data, split='validation')) == [('far', 0)]
+
+
+@pytest.mark.parametrize('mark', ['\u2028', '\x85', '\x0b', '\x0c'])
+def test_only_ends_of_lines_end_rows(write, mark):
+  row = {'sentence': f'a{mark}b', 'label': 1}
+  file = write('a.jsonl', [json.dumps(row, ensure_ascii=False) + '\r'])
+  assert texts(source(file)) == [(f'a{mark}b', 1)]
+  tree = write('t.txt', [f'(1 (0 a){mark}(1 b))\r', '(0 c)'])
+  assert texts(source(tree)) == [('a b', 1), ('c', 0)]
+
+
+@pytest.mark.parametrize('name', ['a.tsv', 'a.jsonl', 't.txt', 'a.tsv.gz'])
+def test_a_byte_order_mark_is_no_part_of_the_text(write, name):
+  lines = {
+    'a.jsonl': ['{"sentence": "good", "label": 1}'],
+    't.txt': ['(1 good)'],
+  }.get(name, ['sentence\tlabel', 'good\t1'])
+  file = write(name, ['\ufeff' + lines[0], *lines[1:]])
+  assert texts(source(file)) == [('good', 1)]
 
 
 def test_tables_json_and_compressed_files_hold_the_same_rows(write):
@@ -185,10 +233,11 @@ def test_a_bad_row_is_named_with_its_file(write, name, lines, words):
   assert '\n' not in str(error.value)
 
 
-def test_a_number_that_is_none_is_named(write):
-  file = write('a.tsv', ['sentence\tlabel', 'x\tgood'])
+@pytest.mark.parametrize('label', ['good', 'nan', '-inf'])
+def test_a_number_that_is_none_is_named(write, label):
+  file = write('a.tsv', ['sentence\tlabel', f'x\t{label}'])
   with pytest.raises(
-    ValueError, match="a.tsv:2: label='good' must be a number"
+    ValueError, match=f"a.tsv:2: label='{label}' must be a finite number"
   ):
     source(file, classes=()).rows(0, 1)
 

@@ -136,6 +136,19 @@ def test_validation_masks_are_the_same_in_every_epoch(source):
   assert len(np.unique(first['weight'], axis=0)) > 1
 
 
+def test_held_out_rows_hide_words_at_every_stage(source):
+  words = Words(longest=6)
+  staged = Knowledge(stages=(1, 2), longest=6)
+  held, plain = (source(m, split='validation') for m in (staged, words))
+  size = len(held)
+  assert size > 3
+  held, plain = held.rows(0, size), plain.rows(0, size)
+  np.testing.assert_array_equal(held['weight'], plain['weight'])
+  # In training the stages differ from words.
+  late, early = (source(m).rows(2, 40)['weight'] for m in (staged, words))
+  assert not np.array_equal(late, early)
+
+
 def test_rows_are_the_whole_text_framed_by_special_tokens(source):
   made = source()
   rows = made.plain_rows(0, len(made))

@@ -164,6 +164,18 @@ def test_files_for_validation_are_not_split(pairs, tmp_path):
   assert texts(other(own, split='validation')) == [[('stop', 'arrete')]]
 
 
+@pytest.mark.parametrize('mark', ['\u2028', '\x85', '\x0b', '\x0c'])
+def test_only_ends_of_lines_end_pairs(pairs, tmp_path, mark):
+  file = tmp_path / 'test.txt'
+  raw = f'\ufeffgo\tva\r\none{mark}two\tun{mark}deux\r\n'
+  file.write_bytes(raw.encode())
+  held_out = other(pairs, validation_paths=(str(file),), split='validation')
+  assert sorted(row[0] for row in texts(held_out)) == [
+    ('go', 'va'),
+    (f'one{mark}two', f'un{mark}deux'),
+  ]
+
+
 def test_a_line_with_too_few_columns_is_named(pairs, tmp_path):
   file = tmp_path / 'bad.txt'
   file.write_text('a\tb\nalone\n')

@@ -81,6 +81,31 @@ def test_a_missing_label_gets_one_line():
     TFDSImages(name='small_images', data_dir=folder, label='class').facts()
 
 
+@pytest.mark.parametrize(
+  ('known', 'words'),
+  [
+    (True, 'label=-1 of row 2 of odd split=train must be in 0..2'),
+    (False, 'label=-1 of row 2 of odd split=train must not be negative'),
+  ],
+)
+def test_a_label_outside_the_classes_is_named(tmp_path, known, words):
+  import tensorflow_datasets as library
+
+  features = {
+    'image': library.features.Tensor(shape=(2, 2, 1), dtype=np.uint8),
+    'label': library.features.ClassLabel(num_classes=3)
+    if known
+    else library.features.Scalar(np.int64),
+  }
+  image = np.zeros((2, 2, 1), np.uint8)
+  rows = [{'image': image, 'label': i} for i in (0, 2, -1)]
+  tfds.prepare(tmp_path, 'odd', features, rows)
+  source = TFDSImages(name='odd', data_dir=str(tmp_path))
+  with pytest.raises(ValueError) as error:
+    source.rows(0, 3)
+  assert str(error.value) == words
+
+
 def test_tensorflow_is_not_imported(folder):
   code = (
     'import sys; from bigdl.data.tfds import TFDS;'
