@@ -27,7 +27,7 @@ from bigdl.data import files, pictures
 from bigdl.data.base import Source
 from bigdl.data.pictures import TRAIN, VALIDATION, Example
 
-FORMAT = 1
+FORMAT = 2
 # Bytes of images up to which their checksum is compared at every start.
 CHECKED = 2**26
 # Where no folder says so, an image is held out if its hash, as a share of all
