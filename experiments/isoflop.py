@@ -23,12 +23,12 @@ high by approach 3, outside its interval. The batch was fixed after a first swee
 one that doubled between two budgets left approach 3 in the lead and 6.5 % too high.
 
 bert: bytes, 15 % of held-out ones hidden; nats are per hidden byte.
-Cost: with the defaults, 20 cells, 1.2e13 FLOPs (matmul_causal), 4 minutes on two
-cores by its own estimate.
-Expected: N grows as C^0.55 [0.41, 0.63] by approach 2 and as C^0.48 [0.36, 0.59]
+Cost: with the defaults, 20 cells, 1.2e13 FLOPs (matmul_causal), 3.8 minutes on two
+cores.
+Expected: N grows as C^0.55 [0.38, 0.64] by approach 2 and as C^0.48 [0.36, 0.59]
 by approach 3, the headline; every minimum lies inside its sizes. The lowest loss of
-the held-out budget is 1.430, foretold 4.2 % too high by approach 2, inside its wide
-interval, and 6.0 % by approach 3, outside: a run's noise is 1.9 %.
+the held-out budget is 1.426, foretold 4.5 % too high by approach 2, inside its wide
+interval, and 6.2 % by approach 3, outside: a run's noise is 1.9 %.
 
 transformer: half of a text is read, with a mark for each span that is missing; the
 other half is written. Bytes; nats are per token of the target, its marks too.
