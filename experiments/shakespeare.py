@@ -7,8 +7,8 @@ the last tenth of the text is held out. Witten-Bell n-grams reach 3.347, 2.486,
 Command:
   bigdl train --config=experiments/shakespeare.py:PATH/input.txt --workdir=…
   bigdl train --config=experiments/shakespeare.py:10m@PATH/input.txt …  (a GPU)
-Cost: 0.8 million parameters, 2.6e13 FLOPs (matmul_causal), about 2 minutes on two
-cores; 4.4 minutes on two that others used as well.
+Cost: 0.8 million parameters, 2.6e13 FLOPs (matmul_causal), 2 minutes on two
+cores.
 Expected, over all of the held-out tenth: 1.512, 1.502 and 1.506 nats a character
 from three seeds.
 10m (10.7 million parameters, batches of 64 x 256, dropout .2) is for a GPU and
