@@ -16,7 +16,7 @@ KIND is what trains, of 0.62 M parameters:
   lora      pairs of rank 4 on all matrices of blocks, and the head: 2.20 %
   prompt    8 vectors and the head: 0.15 %
 Cost: 2,400 updates of 64 rows to pretrain, 600 of 32 sentences to finetune. On
-two cores shared with seven others an update took 0.19 s and 0.08 s.
+two busy cores an update took 0.19 s and 0.08 s.
 Baselines on the test sentences (1,818, of them 910 negative): majority .501,
 naive Bayes on bigrams .822.
 Expected: no accuracy is measured yet, and no run has tuned the rates. One

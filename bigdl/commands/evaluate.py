@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 from bigdl import flags
+from bigdl.commands import _text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,45 +61,22 @@ def main(argv: list[str]) -> int:
   return 0
 
 
-def _load(path: str) -> tuple[Any, Any, Any]:
+def _load(path: str) -> _text.Text:
   """Returns model, parameters and tokenizer of a run, or of a model folder."""
-  from bigdl import tensors
-  from bigdl.data.tokenizers import TokenizerFile
-  from bigdl.train import device, weights
-
   try:
-    folder = weights.find(path)
+    found = _text.load(path)
   except ValueError as error:
-    raise ValueError(f'run={error}') from error
-  device.enable_compile_cache()
-  if (folder / tensors.MODEL).is_file():
-    found = weights.open(folder)
-    model, params = found.model, found.params()
-    tokenizer: Any = TokenizerFile(str(folder))
-  else:
-    experiment, params = weights.restore(folder)
-    model, data = experiment.model, experiment.data
-    # What a source learns of its own text it keeps as its coder.
-    tokenizer = getattr(data, 'coder', None) or getattr(data, 'tokenizer', None)
-    if tokenizer is None:
-      raise ValueError(
-        f'run={folder}: {type(data).__name__} has no tokenizer, which asking'
-        ' questions needs'
-      )
-  for name in ('decode', 'logits', 'length'):
-    if not hasattr(model, name):
-      raise ValueError(
-        f'run={folder}: {type(model).__name__} has no {name}, which asking'
-        ' questions needs'
-      )
-  if hasattr(model, 'encode'):
+    told = str(error)
+    raise ValueError(told if 'run=' in told else f'run={told}') from error
+  kind = type(found.model).__name__
+  if hasattr(found.model, 'encode'):
     raise ValueError(
-      f'run={folder}: {type(model).__name__} is an encoder-decoder; questions'
-      ' are asked of a decoder'
+      f'run={path}: {kind} is an encoder-decoder; questions are asked of a'
+      ' decoder'
     )
-  if tokenizer.vocab > model.vocab:
+  if found.tokenizer.vocab > found.model.vocab:
     raise ValueError(
-      f'run={folder}: its tokenizer has {tokenizer.vocab} ids, the model'
-      f' vocab={model.vocab}'
+      f'run={path}: its tokenizer has {found.tokenizer.vocab} ids, the model'
+      f' vocab={found.model.vocab}'
     )
-  return model, params, tokenizer
+  return found
