@@ -18,13 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from bigdl.objectives import rows
-from bigdl.objectives.base import (
-  Batch,
-  Metrics,
-  Objective,
-  Params,
-  check_room,
-)
+from bigdl.objectives.base import Batch, Metrics, Objective, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,14 +58,8 @@ class Classify(Objective):
       raise ValueError(
         f'data classes={classes} are more than model.classes={known}'
       )
-    if 'image' not in spec:
-      check_room(
-        model,
-        vocab=facts.get('vocab', 0),
-        length=spec['tokens'].shape[0],
-      )
     # The model says itself which images or texts it can take.
-    logits = rows.first_output(model, spec)
+    logits = rows.first_output(model, spec, facts)
     least = max(classes, 2)
     if len(logits.shape) != 2 or logits.shape[1] < least:
       raise ValueError(

@@ -16,13 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from bigdl.objectives import rows
-from bigdl.objectives.base import (
-  Batch,
-  Metrics,
-  Objective,
-  Params,
-  check_room,
-)
+from bigdl.objectives.base import Batch, Metrics, Objective, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +45,7 @@ class Regress(Objective):
       raise ValueError(
         f'data target={target.dtype}{list(target.shape)} must be a float or K'
       )
-    if 'image' not in spec:
-      check_room(
-        model,
-        vocab=facts.get('vocab', 0),
-        length=spec['tokens'].shape[0],
-      )
-    found = rows.first_output(model, spec)
+    found = rows.first_output(model, spec, facts)
     numbers = target.shape[0] if target.shape else 1
     if getattr(found, 'shape', None) != (1, numbers):
       shape = getattr(found, 'shape', type(found).__name__)

@@ -8,7 +8,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
-from bigdl.objectives.base import Batch
+from bigdl.objectives.base import Batch, check_room
 
 
 def inputs(batch: Batch) -> tuple[tuple[jax.Array, ...], dict[str, Any]]:
@@ -22,12 +22,16 @@ def inputs(batch: Batch) -> tuple[tuple[jax.Array, ...], dict[str, Any]]:
 
 
 def first_output(
-  model: nn.Module, spec: dict[str, jax.ShapeDtypeStruct]
+  model: nn.Module, spec: dict[str, jax.ShapeDtypeStruct], facts: dict
 ) -> jax.ShapeDtypeStruct:
   """Returns the shape of what a model that is not trained says of one row.
 
-  The model raises whatever it has against such images or texts.
+  Raises ValueError for texts that the model has no room for; the model raises
+  whatever else it has against such images or texts.
   """
+  if 'image' not in spec:
+    length = spec['tokens'].shape[0]
+    check_room(model, vocab=facts.get('vocab', 0), length=length)
 
   def run():
     row = {k: jnp.zeros((1, *v.shape), v.dtype) for k, v in spec.items()}
