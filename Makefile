@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: sweep test check
+.PHONY: sweep test check scheduled
 
 $(BIN)/.run: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,10 @@ $(BIN)/.test: pyproject.toml
 
 test: $(BIN)/.test check
 	$(BIN)/python -m pytest -q -n 2
+
+# The tests that are too long for every change.
+scheduled: $(BIN)/.test
+	$(BIN)/python -m pytest -q -m scheduled
 
 check: $(BIN)/.test
 	$(BIN)/ruff check .

@@ -15,6 +15,9 @@ if 'host_platform_device_count' not in FLAGS:
     f'{FLAGS} --xla_force_host_platform_device_count=8'.strip()
   )
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# XLA's threads: a device that waits for the others in a collective keeps one, and
+# with as many as devices, two collectives at a time wait for ever.
+os.environ.setdefault('NPROC', '32')
 CACHE = pathlib.Path(tempfile.gettempdir()) / f'bigdl-test-xla-{os.getuid()}'
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(CACHE))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')

@@ -24,7 +24,8 @@ from bigdl.scaling import synthetic
 PACKAGE = pathlib.Path(bigdl.__file__).parent
 ROWS: tuple[tuple[str, ...], ...] = (
   ('__main__', 'commands'),
-  ('train', 'scaling'),
+  # They read each other's files, never each other.
+  ('train', 'scaling', 'compiling', 'fleet'),
   ('experiment',),
   # A foreign checkpoint is of one family, whose model it builds.
   ('interop',),
@@ -34,12 +35,13 @@ ROWS: tuple[tuple[str, ...], ...] = (
     'objectives.base',
     'data.base',
     'optim.base',
-    'parallel',
     'tensors',
   ),
+  # Layers ask it which devices they are traced for, and how those split.
+  ('parallel',),
   ('config', 'optim.schedule', 'optim.depth'),
   ('flags',),
-  ('values', 'tree'),
+  ('values', 'tree', 'storage'),
 )
 # What works for any model must not know one of them.
 KNOW_NOTHING_CONCRETE = ('train', 'experiment')

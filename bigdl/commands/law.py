@@ -6,12 +6,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from bigdl import flags
+from bigdl import flags, storage
 from bigdl.commands import _columns
 
 _APPROACHES = {'1': 'envelope', '2': 'isoflop', '3': 'parametric'}
 # Columns that some forms read besides.
 _MORE = ('unique', 'experts', 'lr', 'batch', 'error')
+# What a sweep's folder in an object store is read for.
+_FILES = ('plan.json', 'cells/*/record.json')
 # Of one variable, which of n, d and c being left to say.
 _STEMS = ('power', 'power_floor', 'saturating', 'broken')
 
@@ -61,6 +63,13 @@ def main(argv: list[str]) -> int:
 
     return _law_compare.main(argv[1:])
   given, _ = flags.parse(Flags, argv, verb='law', positional=('runs',))
+  files = _FILES + (('cells/*/metrics.jsonl',) if given.curves else ())
+  with storage.nearby(given.runs, files) as runs:
+    return _law(dataclasses.replace(given, runs=str(runs)), given.runs)
+
+
+def _law(given: Flags, place: str) -> int:
+  """Fits, prints and writes; `place` is where the runs are, `given.runs` near."""
   # pandas takes half a second, which a message on the flags need not wait for.
   from bigdl.scaling import lawfile, summary
 
@@ -74,7 +83,11 @@ def main(argv: list[str]) -> int:
     other = given.loss if sweep and given.loss != 'loss' else ''
     file = folder / (f'law_{other}.json' if other else 'law.json')
     lawfile.save(law, file)
-    print(f'\nwritten to {file}')
+    shown = str(file)
+    if storage.is_remote(place) and not given.out:
+      shown = f'{place.rstrip("/")}/{file.name}'
+      storage.send(file, shown)
+    print(f'\nwritten to {shown}')
   if given.json:
     lawfile.save(flat(law), given.json)
     print(f'\nwritten to {given.json}')

@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 import contextlib
 import errno
-import json
 import logging
 import os
 import pathlib
-import shutil
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 import orbax.checkpoint as ocp
 
+from bigdl import storage
 from bigdl.experiment import Checkpoints
 from bigdl.objectives.base import State
-from bigdl.train import device
+from bigdl.train import device, remote, sums
 
 Say = Callable[[str], None]
 FOLDER = 'checkpoints'
-SIZES = 'sizes.json'
 
 
 def load(
@@ -36,7 +35,7 @@ def load(
     like: Shapes, dtypes and shardings, as `Program.state_shapes` has them.
     say: Takes one line about each checkpoint that cannot be read.
   """
-  if not (pathlib.Path(workdir) / FOLDER).is_dir():
+  if not (storage.folder(workdir) / FOLDER).is_dir():
     return None
   with Store(workdir, Checkpoints(), say, read_only=True) as store:
     return store.restore(like)
@@ -44,15 +43,34 @@ def load(
 
 def saved(workdir: str | os.PathLike) -> bool:
   """Returns whether a run has a checkpoint, readable or not."""
-  return any((pathlib.Path(workdir) / FOLDER).glob('[0-9]*'))
+  return any((storage.folder(workdir) / FOLDER).glob('[0-9]*'))
+
+
+class _Summing(ocp.StandardCheckpointHandler):
+  """Has each of several hosts note the checksums of the files it wrote."""
+
+  async def async_save(
+    self, directory: Any, item=None, save_args=None, args=None
+  ) -> Any:
+    written = await super().async_save(directory, item, save_args, args)
+    if jax.process_count() == 1 or storage.is_remote(str(directory)):
+      return written
+
+    def note() -> None:
+      # Orbax may make the folder while the arrays are still on their way.
+      folder = getattr(directory, 'path', directory)
+      sums.write_piece(pathlib.Path(folder), jax.process_index())
+
+    return [ocp.future.ChainedFuture(written or [], note)]
 
 
 class Store:
   """The checkpoints of one run folder, `workdir/checkpoints/STEP`.
 
   A save is written to a temporary folder and renamed once it is whole, so that
-  a name that is a number is always a whole checkpoint. Use it as a context
-  manager: leaving waits for the save that is under way.
+  a name that is a number is always a whole checkpoint; in an object store, one
+  that has `commit_success.txt`. Use it as a context manager: leaving waits for
+  the save that is under way.
   """
 
   def __init__(
@@ -63,7 +81,10 @@ class Store:
     *,
     read_only: bool = False,
   ):
-    self.folder = pathlib.Path(workdir).absolute() / FOLDER
+    root = storage.folder(workdir)
+    if not storage.is_remote(workdir):
+      root = root.absolute()
+    self.folder = root / FOLDER
     self._say = say
     self._read_only = read_only
     logging.getLogger('absl').addFilter(_not_orbax)
@@ -76,14 +97,21 @@ class Store:
       enable_async_checkpointing=True,
       save_root_metadata=False,
       async_options=ocp.AsyncOptions(
-        post_finalization_callback=self._write_sizes
+        post_finalization_callback=self._write_sums
       ),
+      **remote.options(self.folder),
     )
     self._saving = 0
     self._manager = self._open()
 
   def _open(self) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(self.folder, options=self._options)
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    handler = _Summing()
+    registry.add(None, ocp.args.StandardSave, handler)
+    registry.add(None, ocp.args.StandardRestore, handler)
+    return ocp.CheckpointManager(
+      self.folder, options=self._options, handler_registry=registry
+    )
 
   def __enter__(self) -> Store:
     return self
@@ -118,11 +146,18 @@ class Store:
     with _disk_errors():
       self._manager.wait_until_finished()
 
+  def drop(self, after: int) -> None:
+    """Removes the checkpoints of later steps; all hosts must call it."""
+    self.wait()
+    for step in self.steps():
+      if step > after:
+        self._manager.delete(step)
+
   def clear(self) -> None:
     """Removes what a save that failed has left, to give its space back."""
     if jax.process_index() == 0:
       for path in self.folder.glob('*.orbax-checkpoint-tmp*'):
-        shutil.rmtree(path, ignore_errors=True)
+        storage.remove(path)
     self._manager = self._open()
 
   def restore(self, like: State) -> State | None:
@@ -138,9 +173,12 @@ class Store:
     rest = self.steps()
     while rest:
       step = rest.pop()
-      state, problem = self._read(step, like)
+      state, problem = None, self._damage(step)
+      # All hosts read, or none: they wait for each other in orbax.
       if not device.any_host(problem is not None):
-        return state
+        state, problem = self._read(step, like)
+        if not device.any_host(problem is not None):
+          return state
       if not self._read_only:
         self._set_aside(step)
       self._say(
@@ -150,43 +188,42 @@ class Store:
       )
     return None
 
-  def _write_sizes(self) -> None:
-    """Notes the size of each file, before the folder gets its final name."""
+  def _write_sums(self) -> None:
+    """Notes what each file holds, before the folder gets its final name."""
     if jax.process_index() == 0:
+      final = self.folder / str(self._saving)
       for folder in self.folder.glob(f'{self._saving}.orbax-checkpoint-tmp*'):
-        (folder / SIZES).write_text(json.dumps(_sizes(folder)))
+        sums.write(folder, final)
+      if storage.is_remote(final):
+        sums.write(final, final)
+
+  def _damage(self, step: int) -> str | None:
+    """Returns what is wrong with the files of a checkpoint, or None."""
+    try:
+      # Orbax meets a truncated file late, with traces from many threads, and
+      # other damage to its arrays not at all.
+      return sums.damage(
+        self.folder / str(step), jax.process_index(), jax.process_count()
+      )
+    except Exception as error:  # Of the disk, of JSON, of the store.
+      return _line(error)
 
   def _read(self, step: int, like: State) -> tuple[State | None, str | None]:
-    folder = self.folder / str(step)
     try:
-      # Orbax meets a truncated file late, with traces from many threads.
-      sizes = _sizes(folder)
-      for name, size in json.loads((folder / SIZES).read_text()).items():
-        # One file of orbax's own grows a little after this list is made.
-        if sizes.get(name, -1) < size:
-          return None, f'{name} has {sizes.get(name, "no")} of {size} bytes'
       args = ocp.args.StandardRestore(like)
       return self._manager.restore(step, args=args), None
-    except Exception as error:  # Orbax, tensorstore, JSON and disk errors.
+    except Exception as error:  # Of orbax, TensorStore and the disk.
       return None, _line(error)
 
   def _set_aside(self, step: int) -> None:
     self._manager.close()
     if jax.process_index() == 0:
       aside = self.folder / f'{step}.unreadable'
-      shutil.rmtree(aside, ignore_errors=True)
-      os.rename(self.folder / str(step), aside)
+      storage.remove(aside)
+      storage.rename(self.folder / str(step), aside)
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices(f'set aside {step}')
     self._manager = self._open()
-
-
-def _sizes(folder: pathlib.Path) -> dict[str, int]:
-  return {
-    str(path.relative_to(folder)): path.stat().st_size
-    for path in sorted(folder.rglob('*'))
-    if path.is_file()
-  }
 
 
 def _line(error: Exception) -> str:

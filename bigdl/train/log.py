@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 import errno
 import importlib
+import io
 import json
 import os
 import pathlib
 from typing import Any
 
+from bigdl import storage
 from bigdl.experiment import Logs
+from bigdl.train import mirror
 
 Sink = Callable[[int, dict[str, float]], None]
 FILE = 'metrics.jsonl'
@@ -18,11 +21,7 @@ FILE = 'metrics.jsonl'
 
 def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
   """Returns the whole lines of `metrics.jsonl`, [] where there is none."""
-  path = pathlib.Path(workdir) / FILE
-  try:
-    text = path.read_bytes()
-  except FileNotFoundError:
-    return []
+  text = storage.read_bytes(storage.folder(workdir) / FILE) or b''
   # A killed writer may leave half a line at the end.
   lines = text[: text.rfind(b'\n') + 1].splitlines()
   return [json.loads(line) for line in lines]
@@ -33,7 +32,8 @@ class Log:
 
   Opening drops what was written after `step`, the checkpoint that the run goes
   on from, so that the file has each record once. A record is one `write` to
-  the system: it survives a kill of the process.
+  the system: it survives a kill of the process. An object store gets the file
+  whole now and then, and at every `flush`.
   """
 
   def __init__(
@@ -46,28 +46,32 @@ class Log:
     primary: bool = True,
   ):
     self.records = [r for r in read(workdir) if r['step'] <= step]
-    self._file = None
+    self._file: io.FileIO | None = None
+    self._mirror: mirror.Mirror | None = None
     self._sinks: list[Sink] = []
     self._closers: list[Callable[[], None]] = []
     # One host of many writes.
     if not primary:
       return
+    self._mirror = mirror.Mirror(workdir)
+    here = self._mirror.folder
     for wanted, build in (
       (logs.tensorboard, _tensorboard),
       (logs.wandb, _wandb),
       (logs.mlflow, _mlflow),
     ):
       if wanted:
-        sink, close = build(workdir, wanted, step, config)
+        sink, close = build(workdir, here, wanted, step, config)
         self._sinks.append(sink)
         self._closers.append(close)
 
-    path = workdir / FILE
-    temporary = workdir / f'.{FILE}'
+    path = here / FILE
+    temporary = here / f'.{FILE}'
     temporary.write_text(''.join(map(_line, self.records)))
     os.replace(temporary, path)
     # Unbuffered: a record that is written is the system's to keep.
     self._file = open(path, 'ab', buffering=0)  # noqa: SIM115
+    self._mirror.start()
 
   def __enter__(self) -> Log:
     return self
@@ -77,6 +81,13 @@ class Log:
       self._file.close()
     for close in self._closers:
       close()
+    if self._mirror is not None:
+      self._mirror.close()
+
+  def flush(self) -> None:
+    """Returns once all records are where the run folder is."""
+    if self._mirror is not None:
+      self._mirror.flush()
 
   def write(self, record: dict[str, Any]) -> None:
     """Adds one record; it must have a `step`."""
@@ -116,14 +127,14 @@ def _need(module: str, field: str, extra: str) -> Any:
     ) from error
 
 
-def _tensorboard(workdir, _, step, config):
+def _tensorboard(workdir, here, _, step, config):
   del config
   tensorboard = _need('tensorboardX', 'tensorboard', 'tensorboardX')
   # What an earlier start wrote is hidden and written again: a kill may have
   # cost it the events of its last two minutes. Two starts within a second
   # would share a file, were it not for the suffix.
   writer = tensorboard.SummaryWriter(
-    str(workdir / 'tensorboard'), purge_step=0, filename_suffix=f'.{step}'
+    str(here / 'tensorboard'), purge_step=0, filename_suffix=f'.{step}'
   )
 
   def sink(step, numbers):
@@ -136,38 +147,39 @@ def _tensorboard(workdir, _, step, config):
   return sink, writer.close
 
 
-def _wandb(workdir, project, step, config):
+def _wandb(workdir, here, project, step, config):
   del step
   wandb = _need('wandb', 'wandb', 'bigdl[wandb]')
   # A run that is started again goes on under its id.
-  identity = workdir / 'wandb_id'
-  if not identity.exists():
-    identity.write_text(os.urandom(8).hex())
+  path = workdir / 'wandb_id'
+  identity = storage.read(path) or os.urandom(8).hex()
+  storage.write(path, identity)
   run = wandb.init(
     project=project,
     name=workdir.name,
-    id=identity.read_text(),
-    dir=str(workdir),
+    id=identity,
+    dir=str(here),
     config=config,
     resume='allow',
   )
   return (lambda step, numbers: run.log(numbers, step=step)), run.finish
 
 
-def _mlflow(workdir, experiment, step, config):
-  del step
+def _mlflow(workdir, here, experiment, step, config):
+  del here, step
   mlflow = _need('mlflow', 'mlflow', 'bigdl[mlflow]')
   client = mlflow.MlflowClient()
-  identity = workdir / 'mlflow_id'
-  if not identity.exists():
+  path = workdir / 'mlflow_id'
+  run_id = storage.read(path)
+  if run_id is None:
     found = client.get_experiment_by_name(experiment)
     number = (
       found.experiment_id if found else client.create_experiment(experiment)
     )
     run = client.create_run(number, run_name=workdir.name)
     client.log_dict(run.info.run_id, config, 'config.json')
-    identity.write_text(run.info.run_id)
-  run_id = identity.read_text()
+    run_id = run.info.run_id
+    storage.write(path, run_id)
 
   def sink(step, numbers):
     for name, value in numbers.items():

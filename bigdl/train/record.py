@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
+import dataclasses
 import datetime
 import fcntl
 import importlib.metadata
 import json
-import os
+import logging
 import pathlib
 import platform
 import subprocess
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
+from bigdl import storage
 from bigdl.experiment import Experiment
+from bigdl.parallel import pipeline
+from bigdl.train import lease
 
-# What may change between two starts of one run: it moves no number.
-FREE = ('checkpoints', 'layout', 'logs')
+Say = Callable[[str], None]
+_warn = logging.getLogger(__name__).warning
+# What may change between two starts of one run: it moves no number, `guard` none
+# of a run that goes well.
+FREE = ('checkpoints', 'guard', 'layout', 'logs')
 PACKAGES = (
   'bigdl',
   'jax',
@@ -33,34 +40,55 @@ PACKAGES = (
 
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes the file whole or not at all; the caller holds the lock."""
-  temporary = path.with_name(f'.{path.name}')
-  try:
-    temporary.write_text(json.dumps(value, indent=2) + '\n')
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  storage.write(path, json.dumps(value, indent=2) + '\n')
 
 
 def read_json(path: pathlib.Path) -> Any:
   """Returns the content of the file, or None where there is no such file."""
-  try:
-    return json.loads(path.read_text())
-  except FileNotFoundError:
+  text = storage.read(path)
+  if text is None:
     return None
+  try:
+    return json.loads(text)
   except json.JSONDecodeError as error:
     raise ValueError(f'{path} is not JSON: {error}') from error
 
 
+class Held(Protocol):
+  """A run folder that is this process's own."""
+
+  def check(self) -> None:
+    """Raises ValueError where it is not any more."""
+
+
+class _Always:
+  """The system frees a file lock when its holder dies, and not before."""
+
+  def check(self) -> None:
+    pass
+
+
 @contextlib.contextmanager
-def locked(workdir: pathlib.Path) -> Iterator[None]:
-  """Holds `workdir/lock`, or raises ValueError where a process has it."""
+def locked(workdir: pathlib.Path, say: Say = _warn) -> Iterator[Held]:
+  """Holds a run folder, or raises ValueError where a process has it.
+
+  On a disk it locks the file `workdir/lock`; an object store has a lease.
+
+  Args:
+    workdir: The folder; made where there is none.
+    say: Takes one line where it has to wait for a sign of life.
+  """
+  if storage.is_remote(workdir):
+    with lease.held(workdir, say) as mine:
+      yield mine
+    return
   workdir.mkdir(parents=True, exist_ok=True)
   with open(workdir / 'lock', 'a') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
       raise ValueError(f'{workdir} is being trained already') from error
-    yield
+    yield _Always()
 
 
 def check_config(workdir: pathlib.Path, config: dict) -> None:
@@ -134,6 +162,7 @@ def write_provenance(
     'held_out': held_out.fingerprint() if held_out is not None else None,
     'seed': experiment.seed,
     **({'start': start} if start else {}),
+    **_pipeline(experiment, device),
     'time': datetime.datetime.now(datetime.UTC).isoformat(),
   }
   path = folder / 'provenance.json'
@@ -151,6 +180,16 @@ def write_provenance(
     value = {**first, 'resumed': [*first.get('resumed', []), again]}
   if jax.process_index() == 0:
     write_json(path, value)
+
+
+def _pipeline(experiment: Experiment, device: dict) -> dict:
+  """Returns the schedule of a pipeline, if there is one, and what it idles."""
+  layout = experiment.layout
+  stages = layout.sizes(device['count'])['pipeline']
+  if stages == 1:
+    return {}
+  plan = pipeline.schedule(layout, stages)
+  return {'pipeline': {**dataclasses.asdict(plan), 'bubble': plan.bubble}}
 
 
 def _commit() -> str | None:

@@ -13,7 +13,7 @@ import os
 import pathlib
 from typing import Any
 
-from bigdl import config, tensors, tree
+from bigdl import config, storage, tensors, tree
 from bigdl.experiment import Experiment
 from bigdl.parallel.layout import Layout
 from bigdl.train import checkpoint, program, record
@@ -45,9 +45,11 @@ def find(path: str | os.PathLike) -> pathlib.Path:
   Raises:
     ValueError: It holds neither a model, nor a run, nor a sweep.
   """
-  path = pathlib.Path(path)
+  path = storage.folder(path)
   if not path.is_dir():
     raise ValueError(f'{path}: no such folder')
+  if storage.is_remote(path) and (path / tensors.MODEL).exists():
+    raise ValueError(f'{path}: a model folder must be copied to a disk first')
   if any((path / name).is_file() for name in (tensors.MODEL, 'config.json')):
     return path
   losses = {}

@@ -15,7 +15,7 @@ def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
   path = tmp_path / 'record.json'
   record.write_json(path, {'step': 1})
 
-  def torn(self, text):
+  def torn(self, text, **_):
     assert self != path
     with open(self, 'w') as file:
       file.write(text[:3])
