@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
+from typing import Literal
 
 from flax import linen as nn
 
@@ -67,6 +69,46 @@ class Start:
       raise ValueError('start.folder must say where the weights are')
 
 
+Action = Literal['stop', 'skip', 'rewind']
+
+
+@dataclasses.dataclass(frozen=True)
+class Guard:
+  """What a run does about bad numbers and about data that do not come.
+
+  stop: the run ends as diverged. skip: the update is not applied. rewind: the
+  run goes back to a checkpoint and on past the batches that led here (Chowdhery
+  et al., 2022, arXiv:2204.02311, section 5.1). A resume repeats what was done;
+  where a rewind ends depends on the checkpoints that there are.
+  """
+
+  nonfinite: Action = 'stop'  # At a loss or gradient that is not finite.
+  # A loss so many robust deviations (1.4826 MAD) above the median of the last
+  # `window` is a spike; 0 looks for none.
+  spike: float = 0.0
+  window: int = 128  # Updates.
+  action: Action = 'rewind'  # At a spike.
+  back: int = 100  # Updates before the trouble that a rewind undoes, at least.
+  ahead: int = 100  # Batches after it that a rewind passes over as well.
+  patience: int = (
+    5  # Skips in a row, or rewinds in all; one more stops the run.
+  )
+  slow: float = 30.0  # Seconds over one batch until it is reported; 0: never.
+  hung: float = 0.0  # Seconds over one batch until the run stops; 0: never.
+
+  def __post_init__(self):
+    for name in ('spike', 'slow', 'hung'):
+      value = getattr(self, name)
+      if not 0 <= value < math.inf:
+        raise ValueError(f'guard.{name}={value} must be 0 or more, and finite')
+    for name, least in (('window', 8), ('back', 0), ('ahead', 0)):
+      value = getattr(self, name)
+      if value < least:
+        raise ValueError(f'guard.{name}={value} must be at least {least}')
+    if self.patience < 0:
+      raise ValueError(f'guard.patience={self.patience} must be at least 0')
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
   """One run: what is trained, on what, how, for how long.
@@ -86,6 +128,7 @@ class Experiment:
   accumulate: int = 1  # Microbatches per update.
   checkpoints: Checkpoints = Checkpoints()
   logs: Logs = Logs()
+  guard: Guard = Guard()
   seed: int = 0
 
   def __post_init__(self):

@@ -20,10 +20,10 @@ Say = Callable[[str], None]
 def shown(unit: str) -> Iterator[tuple[Update, Say]]:
   """Yields `(update, say)`: a bar on a terminal, a line now and then elsewhere.
 
-  Both go to stderr; on a pod only the first host shows them.
+  Both go to stderr; on a pod only the first host shows progress.
   """
   if jax.process_index():
-    yield (lambda _: None), (lambda _: None)
+    yield (lambda _: None), _say
   elif sys.stderr.isatty():
     with _bar(unit) as shown:
       yield shown

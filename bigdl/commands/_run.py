@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import pathlib
 import sys
 from typing import Any
 
+from bigdl import storage
 from bigdl.experiment import Experiment
 from bigdl.scaling import count, peak
 from bigdl.train import program, record
@@ -20,8 +20,9 @@ def check(experiment: Experiment, workdir: str, config: dict) -> None:
   """
   # The cheap ones first: the data may take a while to open.
   program.Program(experiment, experiment.layout.mesh())
-  folder = pathlib.Path(workdir)
-  for path in (folder, *folder.parents):
+  folder = storage.folder(workdir)
+  storage.check(workdir)
+  for path in () if storage.is_remote(workdir) else (folder, *folder.parents):
     if path.exists():
       if not path.is_dir():
         raise ValueError(f'workdir={workdir}: {path} is not a folder')
@@ -120,5 +121,25 @@ def summary(record: dict[str, Any], workdir: str) -> str:
     if record.get('mfu'):
       speed += f', MFU {record["mfu"]:.1%} ({record["mfu_flops"]})'
     lines.append(speed)
+  parts = record.get('goodput_parts')
+  if parts:
+    lines.append('goodput        ' + _goodput(record, parts))
   lines.append(f'folder         {workdir}')
   return '\n'.join(lines)
+
+
+def _goodput(record: dict[str, Any], parts: dict[str, float]) -> str:
+  """Returns the share of time that trained, and where most of the rest went."""
+  wall, starts = sum(parts.values()), record.get('starts', 1)
+  lost = sorted(
+    ((seconds, part) for part, seconds in parts.items() if part != 'train'),
+    reverse=True,
+  )
+  most = ', '.join(
+    f'{part} {seconds / wall:.1%}'
+    for seconds, part in lost[:3]
+    if seconds >= 0.001 * wall
+  )
+  text = f'{record["goodput"]:.1%} of {wall:.1f} s'
+  text += f' over {starts} starts' if starts > 1 else ''
+  return text + (f' ({most})' if most else '')

@@ -8,7 +8,8 @@ import pathlib
 
 import jax
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 CACHE = '~/.cache/bigdl/xla'
@@ -59,3 +60,51 @@ def any_host(flag: bool) -> bool:
   if jax.process_count() == 1:
     return flag
   return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
+
+
+def preempted(step: int) -> bool:
+  """Returns whether the cloud's notice, to any host, takes effect at this step.
+
+  JAX's coordination service agrees on the step (jax.experimental
+  .multihost_utils.reached_preemption_sync_point); its notice is SIGTERM where
+  no other handler has taken that since `jax.distributed.initialize`.
+  """
+  try:
+    return multihost_utils.reached_preemption_sync_point(step)
+  except RuntimeError:
+    # The service is off: `jax_enable_preemption_service`.
+    return False
+
+
+class Vote:
+  """The largest of the numbers that hosts give; each learns it a call later.
+
+  A call starts a reduction of one number and returns what the one before came
+  to, so that no host waits for another: by the time of the next call the
+  devices have done it, between two updates. All hosts must call equally often.
+  """
+
+  def __init__(self, mesh: Mesh):
+    self._sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    self._most = jax.jit(
+      jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec())
+    )
+    self._numbers: dict[int, jax.Array] = {}
+    self._last = self._most(self._spread(0))
+
+  def __call__(self, number: int) -> int:
+    outcome = int(np.asarray(self._last))
+    self._last = self._most(self._spread(number))
+    return outcome
+
+  def _spread(self, number: int) -> jax.Array:
+    """Returns one element a device; those of other hosts are their own."""
+    if number not in self._numbers:
+      # Once a number, so that the loop moves nothing to the devices.
+      with jax.transfer_guard('allow'):
+        self._numbers[number] = jax.make_array_from_callback(
+          (self._sharding.mesh.size,),
+          self._sharding,
+          lambda index: np.full(1, number, np.int32),
+        )
+    return self._numbers[number]

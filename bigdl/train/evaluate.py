@@ -12,13 +12,16 @@ from __future__ import annotations
 from collections.abc import Callable
 import dataclasses
 import math
+from typing import cast
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from bigdl.data.base import Source
 from bigdl.objectives.base import State
+from bigdl.parallel import scope
+from bigdl.parallel.layout import Layout
 from bigdl.train import batches
 
 
@@ -64,10 +67,14 @@ class Evaluator:
     rows: int,
     batch: int,
     sharding: NamedSharding,
+    layout: Layout = Layout(),
+    watch: batches.Watch | None = None,
   ):
     self._data = data
     self._rows = min(rows or len(data), len(data))
     self._size = batch
+    self._watch = watch
+    self._layout, self._mesh = layout, cast(Mesh, sharding.mesh)
     self._own = batches.own_rows(sharding, batch)
     self._place = batches.Placer(sharding, batch)
     self._facts = data.facts()
@@ -82,9 +89,15 @@ class Evaluator:
 
   def __call__(self, state: State) -> Score:
     """Returns the held-out score of the state."""
+    with scope.entered(self._layout, self._mesh):
+      return self._score(state)
+
+  def _score(self, state):
     starts = range(0, self._rows, self._size)
     parts = []
-    with batches.Prefetch(self._batch, 0, len(starts)) as stream:
+    with batches.Prefetch(
+      self._batch, 0, len(starts), watch=self._watch
+    ) as stream:
       late = None
       for _ in starts:
         now = self._step(state, next(stream))
@@ -105,10 +118,9 @@ class Evaluator:
     return Score(loss, se, float(weights.sum()), bits, means)
 
   def _batch(self, number: int) -> dict[str, jax.Array]:
-    first, end = (row + number * self._size for row in self._own)
-    index = np.arange(first, end, dtype=np.int32)
-    stop = min(end, self._rows)
-    start = min(first, stop - 1)
+    index = (self._own + number * self._size).astype(np.int32)
+    stop = min(int(index[-1]) + 1, self._rows)
+    start = min(int(index[0]), stop - 1)
     rows = self._data.rows(start, stop)
     # Rows beyond the end repeat the last one.
     take = np.minimum(index, self._rows - 1) - start

@@ -62,3 +62,18 @@ def test_every_metric_is_identical_after_kills(runs):
   assert len(whole) == 150 + 7 + 1
   for name in points:
     assert numbers(root / name) == whole, points[name]
+
+
+def test_what_kills_have_cost_is_told(runs):
+  root, points = runs
+  whole = json.loads((root / 'whole' / 'record.json').read_text())
+  assert whole['goodput_parts']['repeated'] == 0
+  for name in points.keys() - {'whole'}:
+    record = json.loads((root / name / 'record.json').read_text())
+    parts = record['goodput_parts']
+    assert parts['repeated'] > 0, (points[name], parts)
+    assert parts['restore'] > 0
+    assert 1 < record['starts'] <= KILLS + 1
+    assert record['wall_seconds'] == pytest.approx(sum(parts.values()))
+    # Updates that count took about as long as where nothing was lost.
+    assert record['seconds'] < record['wall_seconds'] - parts['repeated']

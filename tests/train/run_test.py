@@ -14,9 +14,18 @@ import optax
 import pytest
 import toy_experiment as toy
 
-from bigdl.experiment import Checkpoints, Evaluation, Logs
+from bigdl.experiment import Checkpoints, Evaluation, Guard, Logs
 from bigdl.parallel.layout import Layout
-from bigdl.train import book, checkpoint, log, program, record, run, signals
+from bigdl.train import (
+  batches,
+  book,
+  checkpoint,
+  log,
+  program,
+  record,
+  run,
+  signals,
+)
 
 ONE = Layout(data=1)
 TIMING = {'seconds', 'tokens_per_second', 'mfu'}
@@ -129,9 +138,15 @@ def test_record_says_what_was_trained(whole):
     'mfu_flops': 'matmul_causal',
     'seconds': result['seconds'],
     'wall_seconds': result['wall_seconds'],
+    'goodput': result['goodput'],
+    'goodput_parts': result['goodput_parts'],
+    'starts': 1,
+    'skipped': 0,
+    'rewinds': [],
     'peak_flops': 1e9,
     'peak_note': None,
     'device': f'1x {jax.devices()[0].device_kind}',
+    'stopped_by': None,
     'message': '',
   }
   assert 0 < result['seconds'] < result['wall_seconds']
@@ -380,7 +395,7 @@ def test_full_disk_ends_the_run_with_what_was_saved_whole(
   whole, tmp_path, monkeypatch
 ):
   folder, e, *_ = whole
-  write = checkpoint.Store._write_sizes
+  write = checkpoint.Store._write_sums
 
   def full(self):
     if self._saving == 10:
@@ -388,7 +403,7 @@ def test_full_disk_ends_the_run_with_what_was_saved_whole(
     write(self)
 
   with monkeypatch.context() as patch:
-    patch.setattr(checkpoint.Store, '_write_sizes', full)
+    patch.setattr(checkpoint.Store, '_write_sums', full)
     result = train(tmp_path, e)
   assert result['status'] == 'interrupted'
   assert 'no space left on device' in result['message']
@@ -464,3 +479,40 @@ def test_logs_only_at_their_interval(tmp_path):
   assert [r['step'] for r in log.read(tmp_path)] == [1, 3, 6, 8]
   assert result['loss'] is None
   assert result['train_loss'] == log.read(tmp_path)[-1]['loss']
+
+
+class Stuck(toy.Points):
+  """Has a batch that does not come until the test is over."""
+
+  over = threading.Event()
+
+  def batch(self, step, **kwargs):
+    if step == 12:
+      self.over.wait(60)
+    return super().batch(step, **kwargs)
+
+
+@pytest.mark.parametrize('how', ['hung', 'signal'])
+def test_a_read_that_hangs_costs_no_update(whole, tmp_path, monkeypatch, how):
+  monkeypatch.setattr(batches, 'SECONDS_TO_LEAVE', 0.1)
+  folder, e, *_ = whole
+  said, data = [], Stuck()
+  data.over.clear()
+  rule = Guard(slow=0.1, hung=0.5 if how == 'hung' else 0.0)
+  stuck = dataclasses.replace(e, data=data, guard=rule)
+  stop = lambda: signal.SIGTERM if how == 'signal' and said else 0  # noqa: E731
+  result = train(tmp_path, stuck, say=said.append, stop=stop)
+  data.over.set()
+  assert result['status'] == 'interrupted'
+  assert int(final_state(tmp_path, e).step) == result['step'] == 12
+  assert said[0].startswith('host 0: the batch of step 13 has taken 0.1')
+  assert said[0].endswith(' s so far (Stuck())')
+  if how == 'hung':
+    assert 'the batch of step 13 has not come in 0.5' in result['message']
+    assert 'goes on from step 12' in result['message']
+    assert result['stopped_by'] is None
+  else:
+    assert 'saved at step 12' in result['message']
+    assert result['stopped_by'] == 'SIGTERM'
+  assert train(tmp_path, e)['status'] == 'finished'
+  assert numbers(tmp_path) == numbers(folder)
