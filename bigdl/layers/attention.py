@@ -23,8 +23,9 @@ import jax
 from jax.nn.initializers import Initializer
 import jax.numpy as jnp
 
-from bigdl.layers import position, tiled
+from bigdl.layers import position, split, tiled
 from bigdl.layers.dense import Dense
+from bigdl.parallel import activations, ring, target
 
 AttentionKind = Literal['auto', 'xla', 'tiled', 'cudnn', 'pallas']
 
@@ -44,7 +45,7 @@ def choose(
     packed: Whether segments are given.
     softcap: The softcap of scores.
   """
-  platform = jax.default_backend()
+  platform = target.platform()
   _, T, _, K = q_BTHK.shape
   if platform == 'cpu' and causal:
     return 'tiled'
@@ -87,6 +88,7 @@ def attend(
       the causal mask or the band hides, and keeps none for the backward pass.
       'cudnn' (GPU, 16 bits) and 'pallas' (TPU; T must be a multiple of 128)
       never store the scores. Only 'xla' has forward-mode derivatives.
+      Positions that a mesh splits may ask for a ring of devices instead.
   """
   if window and not causal:
     raise ValueError(f'window={window} must be 0 where causal=False')
@@ -97,25 +99,39 @@ def attend(
       packed=segments_BT is not None,
       softcap=softcap,
     )
-  arrays = q_BTHK, k_BTGK, v_BTGK, segments_BT
+  by_ring = split.by_ring(q_BTHK)
+  k_BTGK, v_BTGK = (
+    split.shared(x, q_BTHK.shape[2], ring=by_ring) for x in (k_BTGK, v_BTGK)
+  )
   with jax.named_scope(_scope(causal, window)):
-    if kind == 'cudnn':
-      return _cudnn(*arrays, causal, softcap, window)
-    if kind == 'pallas':
-      return _pallas(*arrays, causal, softcap, window=window)
-    # Only a causal mask hides whole tiles.
-    if kind == 'tiled' and causal:
-      return tiled.attend(*arrays, softcap, window)
-    T, G, K = k_BTGK.shape[1:]
-    return tiled.heads_last(
-      _weigh(
-        tiled.heads_lead(q_BTHK * K**-0.5, G),
-        k_BTGK.swapaxes(1, 2),
-        v_BTGK.swapaxes(1, 2),
-        tiled.visible(segments_BT, 0, T, T, causal, window=window),
-        softcap,
-      )
+    if by_ring:
+      mask = ring.Mask(causal, window, softcap)
+      return ring.attend(q_BTHK, k_BTGK, v_BTGK, segments_BT, mask=mask)
+    q, k, v = (split.spread(x) for x in (q_BTHK, k_BTGK, v_BTGK))
+    o_BTHK = _attend(kind, q, k, v, segments_BT, causal, softcap, window)
+    return split.heads(split.spread(o_BTHK))
+
+
+def _attend(kind, q_BTHK, k_BTGK, v_BTGK, segments_BT, causal, softcap, window):
+  """Attends where all positions of a head are on one device."""
+  arrays = q_BTHK, k_BTGK, v_BTGK, segments_BT
+  if kind == 'cudnn':
+    return _cudnn(*arrays, causal, softcap, window)
+  if kind == 'pallas':
+    return _pallas(*arrays, causal, softcap, window=window)
+  # Only a causal mask hides whole tiles.
+  if kind == 'tiled' and causal:
+    return tiled.attend(*arrays, softcap, window)
+  T, G, K = k_BTGK.shape[1:]
+  return tiled.heads_last(
+    _weigh(
+      tiled.heads_lead(q_BTHK * K**-0.5, G),
+      k_BTGK.swapaxes(1, 2),
+      v_BTGK.swapaxes(1, 2),
+      tiled.visible(segments_BT, 0, T, T, causal, window=window),
+      softcap,
     )
+  )
 
 
 def _scope(causal: bool, window: int) -> str:
@@ -140,9 +156,9 @@ def _cudnn(q_BTHK, k_BTGK, v_BTGK, segments_BT, causal, softcap, window):
     raise ValueError(f'attention=cudnn has no softcap, got {softcap}')
   if not _half(q_BTHK):
     raise ValueError(f'attention=cudnn needs 16 bits, got dtype={q_BTHK.dtype}')
-  if jax.default_backend() != 'gpu':
+  if target.platform() != 'gpu':
     raise ValueError(
-      f'attention=cudnn needs a GPU, this is a {jax.default_backend()}'
+      f'attention=cudnn needs a GPU, this is a {target.platform()}'
     )
   mask = None
   if segments_BT is not None:
@@ -208,18 +224,17 @@ def _pallas(
       o_BHTK = jax.vmap(kernel)(q, k, v, ids)
     return o_BHTK.swapaxes(1, 2)
 
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
+  if jax.sharding.get_abstract_mesh().empty:
     return local(q_BTHK, k_BTGK, v_BTGK, segments_BT)
-  # The compiler cannot split a kernel by itself: rows go to all the axes that
-  # split rows, heads to 'tensor'.
-  rows = tuple(a for a in mesh.axis_names if a != 'tensor')
-  heads = 'tensor' if 'tensor' in mesh.axis_names else None
-  spec = jax.P(rows, None, heads, None)
+  # The compiler cannot split a kernel by itself.
+  q, kv = (
+    activations.spec(x.shape, 'rows', None, 'spread', None)
+    for x in (q_BTHK, k_BTGK)
+  )
   return jax.shard_map(
     local,
-    in_specs=(spec, spec, spec, None if segments_BT is None else jax.P(rows)),
-    out_specs=spec,
+    in_specs=(q, kv, kv, None if segments_BT is None else jax.P(q[0])),
+    out_specs=q,
     check_vma=False,
   )(q_BTHK, k_BTGK, v_BTGK, segments_BT)
 
@@ -269,6 +284,7 @@ class Attention(nn.Module):
     window: int = 0,
   ) -> jax.Array:
     B, T, D = x_BTD.shape
+    x_BTD = activations.gathered(x_BTD)
     dense = functools.partial(
       Dense,
       use_bias=self.bias,
@@ -283,7 +299,7 @@ class Attention(nn.Module):
         kernel_init=self.kernel_init,
         name=name,
       )
-      return y(x_BTD).reshape(B, T, heads, self.head_width)
+      return split.heads(y(x_BTD).reshape(B, T, heads, self.head_width))
 
     q_BTHK = project(self.heads, 'query')
     k_BTGK = project(self.kv_heads, 'key')
@@ -308,7 +324,8 @@ class Attention(nn.Module):
     else:
       o_BTHK = self._decode(q_BTHK, k_BTGK, v_BTGK, start, capacity, window)
     o_BTD = o_BTHK.reshape(B, T, self.heads * self.head_width)
-    return dense(D, kernel_init=self.out_init, name='out')(o_BTD)
+    out = dense(D, kernel_init=self.out_init, name='out')
+    return activations.scattered(out(o_BTD))
 
   def _decode(self, q_BTHK, k_BTGK, v_BTGK, start, capacity, window):
     """Appends keys and values to the cache and attends to all it holds."""

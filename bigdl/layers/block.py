@@ -17,6 +17,8 @@ from typing import Any, Literal
 from flax import linen as nn
 import jax
 
+from bigdl.parallel import activations
+
 BlockKind = Literal['pre', 'post', 'parallel', 'parallel_two_norms']
 Make = Callable[..., nn.Module]
 
@@ -44,6 +46,7 @@ class Block(nn.Module):
     deterministic: bool = True,
     **static: Any,
   ) -> jax.Array:
+    x_BTD = activations.stream(x_BTD)
     attention = self.attention(name='attention')
     layer = self.mlp(name='mlp')
     attention_norm = self.norm(name='attention_norm')

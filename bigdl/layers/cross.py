@@ -19,9 +19,10 @@ import jax
 from jax.nn.initializers import Initializer
 import jax.numpy as jnp
 
-from bigdl.layers import tiled
+from bigdl.layers import split, tiled
 from bigdl.layers.attention import AttentionKind
 from bigdl.layers.dense import Dense
+from bigdl.parallel import activations, target
 
 CrossBlockKind = Literal['pre', 'post']
 Make = Callable[..., nn.Module]
@@ -75,7 +76,7 @@ def _is_fused(q_BTHK, S, *, masked) -> bool:
   # Its gradients take a mask of even sides alone.
   even = T % 2 == 0 and S % 2 == 0
   fits = K % 8 == 0 and K <= 128 and T > 1 and (even or not masked)
-  return jax.default_backend() == 'gpu' and half and fits
+  return target.platform() == 'gpu' and half and fits
 
 
 class CrossAttention(nn.Module):
@@ -105,6 +106,7 @@ class CrossAttention(nn.Module):
     cached: bool = False,
   ) -> jax.Array:
     B, T, D = x_BTD.shape
+    x_BTD = activations.gathered(x_BTD)
     inner = self.heads * self.head_width
     dense = functools.partial(
       Dense,
@@ -114,21 +116,26 @@ class CrossAttention(nn.Module):
     )
     project = functools.partial(dense, inner, kernel_init=self.kernel_init)
     q_BTHK = project(name='query')(x_BTD).reshape(B, T, self.heads, -1)
+    q_BTHK = split.heads(q_BTHK)
     if memory_BSD is None:
       k_BHSK, v_BHSK, seen_BTS = self._recall()
     else:
       S = memory_BSD.shape[1]
-      k_BHSK, v_BHSK = (
-        project(name=name)(memory_BSD)
-        .reshape(B, S, self.heads, -1)
-        .swapaxes(1, 2)
+      memory_BSD = activations.gathered(memory_BSD)
+      k_BSHK, v_BSHK = (
+        project(name=name)(memory_BSD).reshape(B, S, self.heads, -1)
         for name in ('key', 'value')
+      )
+      # Queries stay where they are, and see all keys of their heads.
+      k_BHSK, v_BHSK = (
+        split.whole(split.heads(x)).swapaxes(1, 2) for x in (k_BSHK, v_BSHK)
       )
       if cached:
         seen_BTS = self._keep(k_BHSK, v_BHSK, seen_BTS)
     o_BTHK = attend(q_BTHK, k_BHSK, v_BHSK, seen_BTS, kind=self.kind)
     out = dense(D, kernel_init=self.out_init, name='out')
-    return out(o_BTHK.reshape(B, T, inner))
+    o_BTHK = split.heads(o_BTHK)
+    return activations.scattered(out(o_BTHK.reshape(B, T, inner)))
 
   def _keep(self, k_BHSK, v_BHSK, seen_BTS):
     """Caches a memory; the mask must be one for all queries, `[B, 1, S]`."""

@@ -18,13 +18,15 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
+from bigdl.parallel import activations, target
+
 # Of products, for policies of rematerialisation, which do not see into them.
 NAME = 'dense'
 
 
 def Dense(features: int, **options: Any) -> nn.Dense:
   """Returns flax's `Dense` of that many features, faster to train on CPU."""
-  if jax.default_backend() == 'cpu':
+  if _is_fast():
     options['dot_general'] = _dot_general
   return nn.Dense(features, **options)
 
@@ -38,15 +40,21 @@ def logits(x: jax.Array, weights: jax.Array, *, turned: bool) -> jax.Array:
     turned: Whether they are a table of vectors, one for each of N.
   """
   wide = jnp.promote_types(x.dtype, jnp.float32)
-  if jax.default_backend() == 'cpu' and x.dtype == wide:
+  if _is_fast() and x.dtype == wide:
     return (_turned if turned else _map)(None, x, weights)
   dims = (((x.ndim - 1,), (int(turned),)), ((), ()))
   return jax.lax.dot_general(x, weights, dims, preferred_element_type=wide)
 
 
+def _is_fast() -> bool:
+  """Whether gradients are taken here, which makes rows of all positions."""
+  # Rows and positions that are both split are no rows of one product.
+  return target.platform() == 'cpu' and activations.parts('context') == 1
+
+
 def contract(x_MK: jax.Array, y_MN: jax.Array) -> jax.Array:
   """Returns the product x^T y `[K, N]`."""
-  if jax.default_backend() != 'cpu' or x_MK.shape[-1] <= y_MN.shape[-1]:
+  if target.platform() != 'cpu' or x_MK.shape[-1] <= y_MN.shape[-1]:
     return product(x_MK.T, y_MN)
   # The compiler would undo this transpose as well.
   return jax.lax.optimization_barrier(product(y_MN.T, x_MK)).T
@@ -54,7 +62,7 @@ def contract(x_MK: jax.Array, y_MN: jax.Array) -> jax.Array:
 
 def product(x_BKM: jax.Array, y_BMN: jax.Array) -> jax.Array:
   """Returns the products x y `[B, K, N]`, where x is a transpose."""
-  if jax.default_backend() == 'cpu':
+  if target.platform() == 'cpu':
     # Or the compiler would undo it, to make the product slow.
     x_BKM = jax.lax.optimization_barrier(x_BKM)
   return x_BKM @ y_BMN

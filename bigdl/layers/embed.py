@@ -9,6 +9,7 @@ from jax.nn.initializers import Initializer
 import jax.numpy as jnp
 
 from bigdl.layers import dense
+from bigdl.parallel import activations, rules, vocabulary
 
 
 class Embed(nn.Module):
@@ -26,7 +27,10 @@ class Embed(nn.Module):
     )
 
   def __call__(self, ids: jax.Array) -> jax.Array:
-    return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+    if rules.splits_vocabulary('/'.join((*self.path, 'embedding'))):
+      return vocabulary.lookup(self.embedding, ids, self.dtype)
+    vectors = jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+    return activations.stream(vectors)
 
   def logits(self, x: jax.Array) -> jax.Array:
     """Returns the product with every vector, in float32 or wider."""

@@ -16,6 +16,7 @@ import jax
 from jax.nn.initializers import Initializer
 
 from bigdl.layers.dense import Dense
+from bigdl.parallel import activations
 
 Activation = Literal['gelu', 'gelu_exact', 'relu', 'silu', 'swiglu', 'geglu']
 
@@ -65,10 +66,13 @@ class MLP(nn.Module):
       )
 
     act = FUNCTIONS[self.activation]
+    x_BTD = activations.gathered(x_BTD)
     h_BTF = dense(self.hidden, self.kernel_init, 'up')(x_BTD)
     if self.activation in GATED:
       g_BTF = dense(self.hidden, self.kernel_init, 'gate')(x_BTD)
       h_BTF = jax.checkpoint(lambda g, h: act(g) * h)(g_BTF, h_BTF)
     else:
       h_BTF = jax.checkpoint(act)(h_BTF)
-    return dense(x_BTD.shape[-1], self.out_init, 'down')(h_BTF)
+    h_BTF = activations.constrain(h_BTF, 'rows', 'length', 'features')
+    down = dense(x_BTD.shape[-1], self.out_init, 'down')
+    return activations.scattered(down(h_BTF))

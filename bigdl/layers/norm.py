@@ -13,6 +13,8 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from bigdl.parallel import activations
+
 NormKind = Literal['layernorm', 'rmsnorm']
 
 
@@ -27,6 +29,8 @@ class Norm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
+    # A layer gathers it anyway; so its sums over the width are no messages.
+    x = activations.whole_width(x)
     width = x.shape[-1]
     scale = self.param('scale', nn.initializers.ones, width, self.param_dtype)
     bias = None

@@ -24,9 +24,10 @@ from jax.nn.initializers import Initializer
 import jax.numpy as jnp
 import numpy as np
 
-from bigdl.layers import position, tiled
+from bigdl.layers import position, split, tiled
 from bigdl.layers.attention import put
 from bigdl.layers.dense import Dense
+from bigdl.parallel import activations, target
 
 RelativeKind = Literal['auto', 'xla', 'tiled']
 
@@ -87,7 +88,7 @@ def attend(
   """
   T, H, K = k_BTHK.shape[1:]
   if kind == 'auto':
-    kind = 'tiled' if jax.default_backend() == 'cpu' else 'xla'
+    kind = 'tiled' if target.platform() == 'cpu' else 'xla'
   if window and not causal:
     raise ValueError(f'window={window} must be 0 where causal=False')
   with jax.named_scope(_scope(causal, window)):
@@ -188,6 +189,7 @@ class RelativeAttention(nn.Module):
     assert rotary is None, 'relative positions take the place of rotary ones'
     B, T, D = x_BTD.shape
     H, K = self.heads, self.head_width
+    x_BTD = activations.gathered(x_BTD)
     dense = functools.partial(
       Dense, dtype=self.dtype, param_dtype=self.param_dtype
     )
@@ -198,21 +200,28 @@ class RelativeAttention(nn.Module):
 
     def relative(count, least=0):
       r_ND = sinusoids(count - 1, count - least, D, dtype=self.dtype)
-      return project('relative', r_ND, bias=False)
+      r_NHK = project('relative', r_ND, bias=False)
+      return activations.constrain(r_NHK, None, 'spread', None)
 
     def bias(name):
       value_HK = self.param(name, self.bias_init, (H, K), self.param_dtype)
       return value_HK.astype(self.dtype)
 
     q_BTHK, k_BTHK, v_BTHK = (
-      project(name, x_BTD) for name in ('query', 'key', 'value')
+      split.heads(project(name, x_BTD)) for name in ('query', 'key', 'value')
     )
     u_HK, v_HK = bias('content_bias'), bias('position_bias')
+    if start is None and split.by_ring(q_BTHK):
+      parts = activations.parts('tensor', 'context')
+      raise ValueError(
+        f'heads={H} must be divisible by layout.tensor x layout.context={parts}'
+        ' for relative positions'
+      )
     if start is None:
       o_BTHK = attend(
-        q_BTHK,
-        k_BTHK,
-        v_BTHK,
+        split.spread(q_BTHK),
+        split.spread(k_BTHK),
+        split.spread(v_BTHK),
         relative(T, 0 if self.causal else 1 - T),
         u_HK,
         v_HK,
@@ -221,6 +230,7 @@ class RelativeAttention(nn.Module):
         segments_BT=segments_BT,
         kind=self.kind,
       )
+      o_BTHK = split.heads(split.spread(o_BTHK))
     else:
       o_BTHK = self._decode(
         (q_BTHK, k_BTHK, v_BTHK, u_HK, v_HK), relative, start, capacity, window
@@ -231,7 +241,7 @@ class RelativeAttention(nn.Module):
       kernel_init=self.out_init,
       name='out',
     )
-    return out(o_BTHK.reshape(B, T, H * K))
+    return activations.scattered(out(o_BTHK.reshape(B, T, H * K)))
 
   def _decode(self, arrays, relative, start, C, window):
     """Appends keys and values to the cache and attends to all it holds."""

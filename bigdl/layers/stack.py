@@ -11,11 +11,17 @@ Blocks may take turns in what they are told. A step of the scan then runs a whol
 turn, each block on its slice of the same stacked parameters, so that neither
 conversion nor a checkpoint has to know. (Were a window data of the scan, no
 kernel could leave work out, and no ledger count what is left.)
+
+Where the mesh in context has a pipeline, each of its stages scans over the blocks
+it holds (bigdl/parallel/pipeline.py). Parameters are those of a scan, and so is
+what comes out, but that dropout draws otherwise: by block and microbatch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+import functools
+import math
 from typing import Any, Literal
 
 from flax import linen as nn
@@ -23,6 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from bigdl.layers import dense
+from bigdl.parallel import pipeline, target
 
 StackKind = Literal['auto', 'loop', 'scan']
 RematKind = Literal['none', 'full', 'dots']
@@ -39,16 +46,31 @@ _POLICIES = {
 
 
 def resolve(kind: StackKind) -> Literal['loop', 'scan']:
-  """Returns what 'auto' means here: a loop on CPU, else a scan."""
+  """Returns what 'auto' means here: a loop on CPU, else a scan.
+
+  In a pipeline it means a scan, and a loop is refused: parameters that are
+  stacked can be split by depth.
+  """
+  plan = pipeline.current()
+  if plan:
+    if kind == 'loop':
+      raise ValueError(
+        'model.stack=loop must be scan, or auto, where'
+        f' layout.pipeline={plan.stages}'
+      )
+    return 'scan'
   if kind != 'auto':
     return kind
-  return 'loop' if jax.default_backend() == 'cpu' else 'scan'
+  return 'loop' if target.platform() == 'cpu' else 'scan'
 
 
 def build(
   make: Callable[[], nn.Module], depth: int, *, kind: StackKind
 ) -> Blocks:
   """Returns what `setup` should assign to `self.blocks`."""
+  plan = pipeline.current()
+  if plan:
+    pipeline.check_depth(plan, 'depth', depth)
   if resolve(kind) == 'scan':
     return make()
   return [make() for _ in range(depth)]
@@ -69,7 +91,8 @@ def run(
   Args:
     blocks: What `build` returned.
     x: The residual stream.
-    *arrays: Pytrees of arrays that every block is given alike.
+    *arrays: Pytrees of arrays that every block is given alike: `[B, ...]` where
+      each row has its own, scalars or `[1, ...]` where rows share them.
     depth: The number of blocks.
     remat: What the backward pass recomputes.
     turns: Python values for block i, at i modulo their number. Parameters must
@@ -95,6 +118,11 @@ def run(
     for i, block in enumerate(blocks):
       x = steps[i % len(steps)](block, x, *arrays)
     return x
+  if not blocks.is_initializing():
+    plan = pipeline.current()
+    # What is generated goes token by token, and has nothing to fill a pipeline.
+    if plan and not blocks.is_mutable_collection('cache'):
+      return _pipelined(blocks, x, arrays, told, depth, remat, times, plan)
   if len(told) > 1 and not blocks.is_initializing():
     return _take_turns(blocks, x, arrays, told, depth, remat)
   # Inside a scan, common subexpressions cannot undo the recomputation.
@@ -129,24 +157,76 @@ def _repeat(step, times):
 
 def _take_turns(block, x, arrays, turns, depth, remat):
   """Scans over groups of one block a turn; what is left over comes after."""
-  pure = block.clone(parent=None)
   mutable = ['cache'] if block.is_mutable_collection('cache') else []
   keys = None
   if block.has_rng('dropout'):
     keys = jax.random.split(block.make_rng('dropout'), depth)
+  steps = _steps(block, arrays, turns, remat, mutable=mutable)
+  x, changes = _in_turn(steps, x, (dict(block.variables), keys), depth)
+  for collection, values in changes.items():
+    for name, value in values.items():
+      block.put_variable(collection, name, value)
+  return x
+
+
+def _steps(block, arrays, turns, remat, *, mutable=(), times=1):
+  """Returns pure functions `(x, variables, key) -> (x, changes)`, one a turn."""
+  pure = block.clone(parent=None)
 
   def step_of(turn):
     def step(x, variables, key):
       rngs = None if key is None else {'dropout': key}
       return pure.apply(
-        variables, x, *arrays, rngs=rngs, mutable=mutable, **turn
+        variables, x, *arrays, rngs=rngs, mutable=list(mutable), **turn
       )
 
-    if remat == 'none':
+    if remat != 'none':
+      step = jax.checkpoint(step, policy=_POLICIES[remat], prevent_cse=False)
+    if times == 1:
       return step
-    return jax.checkpoint(step, policy=_POLICIES[remat], prevent_cse=False)
 
-  steps = [step_of(turn) for turn in turns]
+    def repeat(x, variables, key):
+      keys = None if key is None else jax.random.split(key, times)
+      return jax.lax.scan(
+        lambda x, key: step(x, variables, key), x, keys, length=times
+      )
+
+    return repeat
+
+  return [step_of(turn) for turn in turns]
+
+
+def _pipelined(block, x, arrays, turns, depth, remat, times, plan):
+  """Runs each block where its parameters are; rows pass from stage to stage."""
+  own = dict(block.variables), jnp.arange(depth)
+  key = None
+  if block.has_rng('dropout'):
+    # Stages know their own number alone: they fold in those of the blocks.
+    key = block.make_rng('dropout')[None]
+
+  def blocks(x, given, own, microbatch):
+    arrays, key = given
+    variables, numbers = own
+    keys = None
+    if key is not None:
+      key = jax.random.fold_in(key[0], microbatch)
+      keys = jax.vmap(functools.partial(jax.random.fold_in, key))(numbers)
+
+    def start(turn, x):
+      order = [*turns[turn:], *turns[:turn]]
+      steps = _steps(block, arrays, order, remat, times=times)
+      return _in_turn(steps, x, (variables, keys), len(numbers))[0]
+
+    # Runs of blocks may begin at other turns: each stage takes its own branch.
+    shared = math.gcd(len(numbers), len(turns))
+    starts = [functools.partial(start, i) for i in range(0, len(turns), shared)]
+    return jax.lax.switch(numbers[0] % len(turns) // shared, starts, x)
+
+  return pipeline.run(blocks, x, (arrays, key), own, plan)
+
+
+def _in_turn(steps, x, own, depth):
+  """Returns what blocks make of `x`, and what they changed, block by block."""
 
   def group(x, own, steps=steps):
     changes = []
@@ -155,9 +235,8 @@ def _take_turns(block, x, arrays, turns, depth, remat):
       changes.append(changed)
     return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *changes)
 
-  size = len(turns)
+  size = len(steps)
   groups, rest = divmod(depth, size)
-  own = dict(block.variables), keys
   grouped = jax.tree.map(
     lambda leaf: leaf[: groups * size].reshape(groups, size, *leaf.shape[1:]),
     own,
@@ -170,10 +249,7 @@ def _take_turns(block, x, arrays, turns, depth, remat):
     last = jax.tree.map(lambda leaf: leaf[groups * size :], own)
     x, more = group(x, last, steps[:rest])
     changes = jax.tree.map(lambda *a: jnp.concatenate(a), changes, more)
-  for collection, values in changes.items():
-    for name, value in values.items():
-      block.put_variable(collection, name, value)
-  return x
+  return x, changes
 
 
 def to_scan(tree: Any, *, name: str = 'blocks') -> Any:

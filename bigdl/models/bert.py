@@ -262,7 +262,7 @@ class BERT(nn.Module):
     if T > self.length:
       raise ValueError(f'{T} tokens must fit in length={self.length}')
     if positions is None:
-      positions = jnp.arange(T)
+      positions = jnp.arange(T)[None]
       if segments is not None:
         positions = positions_of.segment_positions(segments)
     x, rotary = self.embed(tokens_BT), None

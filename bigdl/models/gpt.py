@@ -209,7 +209,7 @@ class GPT(nn.Module):
     if T > self.length:
       raise ValueError(f'{T} tokens must fit in length={self.length}')
     if positions is None:
-      positions = jnp.arange(T)
+      positions = jnp.arange(T)[None]
       if segments is not None and self.position not in ('relative', 'none'):
         positions = positions_of.segment_positions(segments)
     return self._blocks(tokens_BT, positions, segments, None, deterministic)

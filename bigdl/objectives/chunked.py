@@ -7,18 +7,20 @@ smoothing e, q(v) = (1 - e) [v = y] + e / V takes the place of the target (Szege
 et al., 2015, arXiv:1512.00567, section 7).
 """
 
-# Shapes: B rows, T positions, C positions of a chunk, D width, V vocabulary.
+# Shapes: B rows, T positions, C positions of a chunk, D width, V vocabulary. Where
+# the mesh splits positions into S parts, a chunk is of each, and C is S, C / S.
 from __future__ import annotations
 
 from collections.abc import Callable
 import functools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
 from bigdl.objectives.base import Metrics, Params
+from bigdl.parallel import activations, target
 
 # A device computes logits of this size at once.
 _SMALL_BYTES = 2**23
@@ -30,21 +32,44 @@ _CPU_TOKENS, _ACCELERATOR_TOKENS = 128, 4096
 class Work(NamedTuple):
   """What is done to each chunk of positions.
 
-  Chunks are along positions, not rows, so that rows stay on their devices.
+  Chunks are along positions, not rows, so that rows stay on their devices; where
+  positions are split as well, each device takes chunks of its own.
   """
 
   head: Callable[[list[jax.Array], jax.Array], jax.Array]
-  T: int
-  C: int
+  T: int  # Positions, of each part.
+  C: int  # Those of them in a chunk.
   z_loss: float = 0.0
   smoothing: float = 0.0
+  parts: int = 1  # S.
+  dim: Literal['length', 'stream'] = 'length'  # How the mesh splits positions.
+
+  def cut(self, *arrays):
+    """Returns arrays `[B, S T, ...]` as `[B, S, T, ...]` if S is above 1."""
+    if self.parts > 1:
+      shape = self.parts, self.T
+      arrays = tuple(a.reshape(len(a), *shape, *a.shape[2:]) for a in arrays)
+    return tuple(self.split(a) for a in arrays)
+
+  def split(self, x, last=None):
+    """Returns `[B, T, ...]`, or `[B, S, T, ...]`, as the mesh splits it."""
+    if x.ndim == 2:
+      return activations.constrain(x, 'rows', self.dim)
+    whole = [None] * (x.ndim - 3)
+    return activations.constrain(x, 'rows', self.dim, *whole, last)
+
+  @property
+  def axis(self) -> int:
+    """The dimension of positions in what `cut` returns."""
+    return 1 if self.parts == 1 else 2
 
   def take(self, start, size, *arrays):
-    """Returns `size` positions from `start` of arrays `[B, T, ...]`."""
+    """Returns `size` positions from `start` of each part."""
     if size == self.T:
       return arrays
     return tuple(
-      jax.lax.dynamic_slice_in_dim(a, start, size, axis=1) for a in arrays
+      jax.lax.dynamic_slice_in_dim(a, start, size, axis=self.axis)
+      for a in arrays
     )
 
   def loop(self, step, carry):
@@ -80,9 +105,14 @@ def prepare(
     smoothing: e of label smoothing.
   """
   head, values, logits_BTV = _head(model, params, x_BTD)
-  T = x_BTD.shape[1]
-  C = min(T, chunk or _chunk(logits_BTV))
-  return Work(head, T, C, z_loss, smoothing), values
+  T, V = x_BTD.shape[1], logits_BTV.shape[-1]
+  # A vocabulary that cannot be split leaves `tensor` to positions.
+  dim: Literal['length', 'stream']
+  dim = 'length' if activations.axes_of(V, 'vocab') else 'stream'
+  parts = activations.parts(*activations.axes_of(T, dim))
+  T //= parts
+  C = min(T, -(-chunk // parts) or _chunk(logits_BTV, T))
+  return Work(head, T, C, z_loss, smoothing, parts, dim), values
 
 
 def mean(
@@ -98,7 +128,8 @@ def mean(
   smoothing. `share_BT` weighs targets and sums to 1, or to 0.
   """
   whole = _mean if work.C == work.T else _mean_in_chunks
-  loss, metrics = whole(work, values, x_BTD, targets_BT, share_BT)
+  arrays = work.cut(x_BTD, targets_BT, share_BT)
+  loss, metrics = whole(work, values, *arrays)
   return loss, jax.lax.stop_gradient(metrics)
 
 
@@ -114,19 +145,20 @@ def sums(
   The first is of cross-entropy, the second of targets that rank first.
   """
 
+  arrays = work.cut(x_BTD, targets_BT, counts_BT)
+  B = len(counts_BT)
+
   def add(carry, start, size):
-    x_BCD, targets_BC, counts_BC = work.take(
-      start, size, x_BTD, targets_BT, counts_BT
-    )
-    logits_BCV = work.head(values, x_BCD)
+    x_BCD, targets_BC, counts_BC = work.take(start, size, *arrays)
+    logits_BCV = _logits(work, values, x_BCD)
     losses_BC, _, first_BC = _entropies(logits_BCV, targets_BC)
     parts = losses_BC * counts_BC, first_BC * counts_BC
     return tuple(
-      sum_B + part.sum(1).astype(sum_B.dtype)
+      sum_B + part.reshape(B, -1).sum(1).astype(sum_B.dtype)
       for sum_B, part in zip(carry, parts, strict=True)
     )
 
-  nothing_B = jnp.zeros(len(counts_BT), jnp.float32)
+  nothing_B = jnp.zeros(B, jnp.float32)
   return work.loop(add, (nothing_B, nothing_B))
 
 
@@ -159,15 +191,26 @@ def _head(model, params, x_BTD):
   return head, values, traced.out_avals[0]
 
 
-def _chunk(logits_BTV) -> int:
-  """Returns how many positions a device should take the logits of at once."""
-  B, T, V = logits_BTV.shape
+def _logits(work, values, x_BCD):
+  """Returns logits, split by vocabulary where `tensor` divides it."""
+  return work.split(work.head(values, work.split(x_BCD)), 'vocab')
+
+
+def _chunk(logits_BTV, T) -> int:
+  """Returns how many positions a device should take the logits of at once.
+
+  Args:
+    logits_BTV: Their shape, over all devices.
+    T: The positions that a device has.
+  """
+  B, _, V = logits_BTV.shape
   least = _CPU_TOKENS
-  if jax.default_backend() != 'cpu':
+  if target.platform() != 'cpu':
     least = _ACCELERATOR_TOKENS
   most = max(least, _SMALL_BYTES // (V * logits_BTV.dtype.itemsize))
-  # The mesh in whose context this is traced splits the rows.
-  rows = -(-B // max(1, jax.sharding.get_abstract_mesh().size))
+  # The mesh in whose context this is traced splits rows and vocabulary.
+  V //= activations.parts(*activations.axes_of(V, 'vocab'))
+  rows = B // activations.parts(*activations.axes_of(B, 'rows'))
   parts = min(T, -(-rows * T // most))
   # Equal chunks run in one loop, but many more of them are not worth it.
   equal = [n for n in range(parts, 2 * parts) if T % n == 0]
@@ -181,7 +224,8 @@ def _entropies(logits_BCV, targets_BC):
   log_z_BC = jnp.log(jnp.exp(shifted_BCV).sum(-1))
   # On CPU a comparison with every token took 1.2 to 1.6 times as long, the
   # products of the head included; elsewhere it is fused into the sum above.
-  if jax.default_backend() == 'cpu':
+  # Nor can it be taken from logits that are split.
+  if target.platform() == 'cpu' and activations.parts('tensor') == 1:
     own_BC = jnp.take_along_axis(shifted_BCV, targets_BC[..., None], -1)[..., 0]
   else:
     same_BCV = targets_BC[..., None] == jnp.arange(logits_BCV.shape[-1])
@@ -191,7 +235,7 @@ def _entropies(logits_BCV, targets_BC):
 
 def _mean(work, values, x_BCD, targets_BC, share_BC):
   """Returns the loss to descend, and the metrics."""
-  logits_BCV = work.head(values, x_BCD)
+  logits_BCV = _logits(work, values, x_BCD)
   losses_BC, log_z_BC, first_BC = _entropies(logits_BCV, targets_BC)
   loss = (losses_BC * share_BC).sum()
   metrics = {'loss': loss, 'accuracy': (first_BC * share_BC).sum()}
@@ -228,7 +272,9 @@ def _forward(work, values, x_BTD, *arrays):
     x_BCD, *rest = work.take(start, size, x_BTD, *arrays)
     new, (own, dx_BCD) = step(work, values, x_BCD, *rest)
     sums, grads = jax.tree.map(jnp.add, (sums, grads), (new, own))
-    dx_BTD = jax.lax.dynamic_update_slice_in_dim(dx_BTD, dx_BCD, start, axis=1)
+    dx_BTD = jax.lax.dynamic_update_slice_in_dim(
+      dx_BTD, dx_BCD, start, axis=work.axis
+    )
     return sums, grads, dx_BTD
 
   start = _no_sums(work, values, (x_BTD, *arrays))

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import functools
 
+import finding
+from flax import linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
 
 from bigdl import tree
+from bigdl.models import bert, gpt, transformer, vit, xlnet
 from bigdl.models.gpt import GPT
 from bigdl.objectives.base import State
 from bigdl.objectives.causal_lm import CausalLM
 from bigdl.optim.adamw import AdamW
 from bigdl.optim.sgd import SGD
 from bigdl.parallel import rules
-from bigdl.parallel.layout import Layout
+from bigdl.parallel.layout import AXES, Layout
 
 SAME_LOSS = 1e-5  # Relative, in float32.
 MESH = Layout(data=2, fsdp=4).mesh()
@@ -205,3 +209,126 @@ def test_fsdp_keeps_a_share_of_the_state_on_each_device():
   assert whole == tree.bytes_of(shapes)
   # Norms and biases are copied.
   assert eighth < whole / 4
+
+
+# Bytes of parameters on a device beyond an even share of all: positions, norms
+# and biases, which are copied over one axis or another.
+MOST_COPIED = 2**21
+# The share of them in a model of a few parameters.
+MOST_COPIED_TINY = 0.15
+PUBLISHED = {
+  'gpt2-1.5b': (gpt.SIZES, 8, 5),
+  'gpt3-175b': (gpt.SIZES, 128, 8),
+  'palm-540b': (gpt.SIZES, 384, 12),
+  'gopher-280b': (gpt.SIZES, 128, 8),
+  'llama2-70b': (gpt.SIZES, 64, 16),
+  'chinchilla-70b': (gpt.SIZES, 128, 4),
+  'bert-large': (bert.SIZES, 8, 4),
+  'vit-22b/14': (vit.SIZES, 64, 4),
+  'transformer-big': (transformer.SIZES, 8, 4),
+  'xlnet-large': (xlnet.SIZES, 8, 4),
+}
+
+
+def abstract(**sizes) -> AbstractMesh:
+  """Returns a mesh of devices that are not here."""
+  return AbstractMesh(
+    tuple(sizes.get(axis, 1) for axis in AXES),
+    AXES,
+    axis_types=(AxisType.Auto,) * len(AXES),
+  )
+
+
+def copied(params, mesh) -> float:
+  """Returns a device's bytes beyond an even share of all."""
+  at = rules.state_shardings(mesh, params)
+  parts = jax.tree.map(lambda x, s: shape(*s.shard_shape(x.shape)), params, at)
+  return tree.bytes_of(parts) - tree.bytes_of(params) / mesh.size
+
+
+def started(model, *inputs):
+  rngs = {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
+  return jax.eval_shape(model.init, rngs, *inputs)['params']
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_a_published_model_leaves_next_to_nothing_whole(name):
+  sizes, fsdp, tensor = PUBLISHED[name]
+  model = sizes[name].clone(stack='scan')
+  inputs = [jax.ShapeDtypeStruct((1, 8), jnp.int32)]
+  if sizes is vit.SIZES:
+    side = model.image_size
+    inputs = [jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)]
+  if sizes is transformer.SIZES:
+    inputs *= 2
+  params = started(model, *inputs)
+  assert copied(params, abstract(fsdp=fsdp, tensor=tensor)) < MOST_COPIED
+  # The rules know their parts by name, not by size alone.
+  by_size = rules.state_shardings(abstract(tensor=tensor), params)
+  split = {p for p, s in tree.items(by_size) if not s.is_fully_replicated}
+  matrices = {
+    p
+    for p, x in tree.items(params)
+    if 'kernel' in p and 'blocks' in p.split('/') and x.ndim == 3
+  }
+  assert matrices and matrices <= split
+
+
+TINIES = finding.tinies('bigdl.models', nn.Module)
+
+
+@pytest.mark.parametrize('name', TINIES)
+def test_the_smallest_of_each_model_is_split_too(name, monkeypatch):
+  monkeypatch.setattr(rules, 'SMALLEST', 1)
+  model, inputs = TINIES[name]()
+  params = started(model, *inputs)
+  mesh = abstract(fsdp=2, tensor=2)
+  assert copied(params, mesh) < MOST_COPIED_TINY * tree.bytes_of(params)
+
+
+SPLIT = abstract(fsdp=4, tensor=2)
+
+
+@pytest.mark.parametrize(
+  ('path', 'dims', 'spec'),
+  [
+    ('blocks_0/attention/query/kernel', (64, 32), P('fsdp', 'tensor')),
+    ('blocks/attention/query/kernel', (3, 64, 32), P(None, 'fsdp', 'tensor')),
+    ('decoder/blocks/cross/out/kernel', (3, 64, 32), P(None, 'tensor', 'fsdp')),
+    ('body/blocks/mlp/gate/kernel', (3, 64, 32), P(None, 'fsdp', 'tensor')),
+    ('blocks/mlp/down/kernel', (3, 64, 32), P(None, 'tensor', 'fsdp')),
+    ('blocks/mlp/up/bias', (3, 64), P(None, 'tensor')),
+    ('blocks/mlp/down/bias', (3, 64), P()),
+    ('mu/blocks/mlp/up/kernel', (3, 64, 32), P(None, 'fsdp', 'tensor')),
+    ('embed/embedding', (64, 32), P('tensor', 'fsdp')),
+    # Of an odd vocabulary both split the width.
+    ('embed/embedding', (65, 32), P(None, ('tensor', 'fsdp'))),
+    ('head/kernel', (32, 65), P(('tensor', 'fsdp'))),
+    # What fsdp does not divide, it splits beside tensor.
+    ('blocks/mlp/up/kernel', (3, 33, 64), P(None, None, ('tensor', 'fsdp'))),
+    # An adapter is small, and an optimizer's sums of rows are no matrix.
+    ('blocks/mlp_adapter/up/kernel', (3, 32, 64), P(None, None, 'fsdp')),
+    ('v_row/blocks/mlp/up/kernel', (3, 2048), P(None, 'fsdp')),
+    ('v_col/blocks_0/mlp/up/kernel', (2048,), P('fsdp')),
+    ('v/blocks/mlp/up/kernel', (1,), P()),
+  ],
+)
+def test_columns_and_rows_are_told_by_path(path, dims, spec):
+  [(_, found)] = specs({path: shape(*dims)}, mesh=SPLIT).items()
+  assert found == spec
+
+
+def test_a_given_rule_goes_before_all():
+  table = (('up/kernel$', ('tensor', None)),)
+  shapes = {'mlp': {'up': {'kernel': shape(64, 64)}}}
+  assert specs(shapes, mesh=SPLIT, table=table) == {
+    'mlp/up/kernel': P('tensor', None)
+  }
+
+
+def test_stages_have_blocks_of_their_own():
+  mesh = abstract(pipeline=3, tensor=2)
+  shapes = {'blocks': {'mlp': {'up': {'kernel': shape(6, 64, 64)}}}}
+  assert specs(shapes, mesh=mesh) == {
+    'blocks/mlp/up/kernel': P('pipeline', None, 'tensor')
+  }
