@@ -1,6 +1,7 @@
 """`python -m bigdl VERB …`: finds the verb's file, runs it, returns a code.
 
 Exit codes: 0 done, 1 a run that failed by its numbers (diverged), 2 bad input,
+3 a run that does not fit the machine it was compiled for,
 130 and 143 stopped by SIGINT and SIGTERM (after saving, where there is a run).
 Nothing heavy is imported here: the verbs' help is read from their source.
 """
@@ -11,6 +12,7 @@ import ast
 import difflib
 import errno
 import importlib
+import importlib.util
 import os
 import pathlib
 import pkgutil
@@ -58,6 +60,7 @@ def help_text() -> str:
 def main(argv: list[str] | None = None) -> int:
   """Runs one verb and returns the exit code."""
   args = list(sys.argv[1:] if argv is None else argv)
+  _quiet()
   debug = '--debug' in args or os.environ.get('BIGDL_DEBUG') in ('1', 'true')
   try:
     code = _dispatch([a for a in args if a != '--debug'])
@@ -78,6 +81,40 @@ def main(argv: list[str] | None = None) -> int:
     return _fail('interrupted', debug, code=130)
   except SystemExit as e:
     return e.code if isinstance(e.code, int) else 2 if e.code else 0
+
+
+def _quiet() -> None:
+  """Keeps compilers for machines elsewhere from warning that this is none.
+
+  libtpu and the CUDA plugin may be here to compile with; JAX, once it looks for
+  devices, has them search for theirs, and they complain at length on stderr.
+  """
+  devices = ('/dev/nvidiactl', '/dev/nvidia0', '/dev/dxg')
+  if importlib.util.find_spec('jax_plugins'):
+    if not any(map(os.path.exists, devices)):
+      os.environ.setdefault('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')
+  if 'JAX_PLATFORMS' in os.environ or not importlib.util.find_spec('libtpu'):
+    return
+  if not _has_tpu():
+    os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+    # Any kind of TPU will do, as none is there.
+    os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
+    os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-8')
+
+
+def _has_tpu() -> bool:
+  return any(map(_is_tpu, pathlib.Path('/sys/bus/pci/devices').glob('*')))
+
+
+def _is_tpu(device: pathlib.Path) -> bool:
+  """Whether a PCI device is Google's, other than a disk or a network card."""
+  try:
+    vendor, kind = (
+      (device / n).read_text().strip() for n in ('vendor', 'device')
+    )
+  except OSError:
+    return False
+  return vendor == '0x1ae0' and kind not in ('0x001f', '0x0042')
 
 
 def _dispatch(args: list[str]) -> int:

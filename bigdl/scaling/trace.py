@@ -19,7 +19,7 @@ import numpy as np
 from bigdl.scaling import rules
 from bigdl.scaling.rules import OWN, ROW, Fact, Work
 
-__all__ = ['OWN', 'ROW', 'Fact', 'Work', 'read']
+__all__ = ['OWN', 'ROW', 'Fact', 'Work', 'live', 'read', 'trips']
 
 
 def read(jaxpr: core.Jaxpr, facts: Sequence[Fact]) -> Work:
@@ -41,7 +41,7 @@ def _walk(jaxpr, facts, work, *, times, stack) -> list[Fact]:
       return Fact(axes=(0,) * np.ndim(atom.val))
     return known[atom]
 
-  for eqn in _live(jaxpr):
+  for eqn in live(jaxpr):
     inputs = [fact(atom) for atom in eqn.invars]
     name = f'{stack}/{eqn.source_info.name_stack}'
     outs = _apply(eqn, inputs, work, times, name)
@@ -49,7 +49,7 @@ def _walk(jaxpr, facts, work, *, times, stack) -> list[Fact]:
   return [fact(atom) for atom in jaxpr.outvars]
 
 
-def _live(jaxpr) -> list:
+def live(jaxpr) -> list:
   """Returns the equations that outputs depend on: XLA drops the others."""
   wanted = {v for v in jaxpr.outvars if isinstance(v, core.Var)}
   kept = []
@@ -150,8 +150,8 @@ def _while(eqn, inputs, work, times, name):
   skip = params['cond_nconsts']
   consts = params['body_nconsts']
   fixed, carry = inputs[skip : skip + consts], inputs[skip + consts :]
-  trips = _trips(eqn) if _multiplies(body) else 1
-  if trips is None:
+  rounds = trips(eqn) if _multiplies(body) else 1
+  if rounds is None:
     raise ValueError(
       f'FLOPs of the while loop at {name!r} are not countable: how often it'
       ' runs is decided while it runs; use scan or fori_loop with Python ints'
@@ -161,10 +161,10 @@ def _while(eqn, inputs, work, times, name):
     return _walk(body, [*fixed, *carry], work, times=times, stack=name)
 
   carry = _settle(lambda c: step(c, Work(), 0), carry)
-  return step(carry, work, times * trips)
+  return step(carry, work, times * rounds)
 
 
-def _trips(eqn) -> int | None:
+def trips(eqn) -> int | None:
   """Returns the count of `while i < stop: i += step` over literals."""
   cond, body = _open(eqn.params['cond_jaxpr']), _open(eqn.params['body_jaxpr'])
   skip, consts = eqn.params['cond_nconsts'], eqn.params['body_nconsts']
@@ -230,8 +230,9 @@ def _cond(eqn, inputs, work, times, name):
 
 
 def _shard_map(eqn, inputs, work, times, name):
-  # Every device of the mesh runs the body on its own block.
-  devices = math.prod(eqn.params['mesh'].shape.values())
+  # Every device along those axes of the mesh runs the body on its own block.
+  sizes, axes = eqn.params['mesh'].shape, eqn.params['newly_manual_axes']
+  devices = math.prod(sizes[axis] for axis in axes)
   body = _open(eqn.params['jaxpr'])
   return _walk(body, inputs, work, times=times * devices, stack=name)
 
