@@ -3,9 +3,10 @@
 The folders are the architecture; imports run downward only.
 
   commands     one verb a file: train sweep law plan generate convert
-               evaluate
-  train        the loop, checkpoints, evaluation, logs, workers
+               evaluate work
+  train        the loop, checkpoints, evaluation, logs
   scaling      FLOP ledger, sweep grids, records, law estimators, report
+  fleet        a sweep's manifest, who trains which cell, how it stands
   experiment   Experiment: one frozen value that names a whole run
   models       one system family a file
   objectives   what training means
@@ -16,6 +17,7 @@ The folders are the architecture; imports run downward only.
   parallel     device meshes and sharding rules
   tensors      named arrays on disk, in shards of safetensors
   tree         paths, masks and sizes of pytrees
+  storage      folders on disks and in object stores
   config       experiment files and overrides
 
 The package exports nothing here, so that `import bigdl` stays instant.

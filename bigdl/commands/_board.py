@@ -24,7 +24,7 @@ class Board:
     self._flops = flops
     self._part = dict.fromkeys(flops, 0.0)
     self._news: dict[str, dict[str, Any]] = {}
-    self._ended = 0
+    self._over: set[str] = set()
     self._at_start = done
     self._total = done + sum(flops.values())
     self._began: float | None = None
@@ -48,7 +48,7 @@ class Board:
     return (1 - self.share) * self._total / rate
 
   def take(self, event: dict[str, Any]) -> None:
-    """Takes one event of `_pool`."""
+    """Takes one event of `_cells` or `_pool`."""
     cell, kind = event.get('cell', ''), event['event']
     if kind == 'start':
       self._began = self._began or time.monotonic()
@@ -63,21 +63,28 @@ class Board:
       if record['status'] == 'finished':
         self._part[cell] = 1.0
       if record['status'] != 'interrupted':
-        self._ended += 1
+        self._over.add(cell)
       self.ended(cell, self._summary(cell, record))
     elif kind == 'failed':
       self._news.pop(cell, None)
-      self._ended += 1
+      self._over.add(cell)
       self.ended(cell, f'{cell}: {event["message"]}')
+    elif kind == 'settled' and cell in self._part:
+      self._part[cell] = 1.0
+      self._over.add(cell)
+    elif kind == 'lost':
+      self._news.pop(cell, None)
+      self.ended(cell, f'{cell}: {event["line"]}')
     elif kind == 'again':
-      self.say(f'{cell}: {event["message"]}; it is tried again')
+      self._news.pop(cell, None)
+      self.ended(cell, f'{cell}: {event["message"]}; it is tried again')
     elif kind == 'say':
       self.say(f'{cell}: {event["line"]}')
 
   def _summary(self, cell: str, record: dict[str, Any]) -> str:
     if record['status'] != 'finished':
       return f'{cell}: {record["message"]}'
-    where = f'cell {self._ended} of {len(self._flops)}'
+    where = f'cell {len(self._over)} of {len(self._flops)}'
     text = f'{where}  {cell}'
     if record['loss'] is not None:
       text += f'  loss {record["loss"]:.4f}'
@@ -131,7 +138,7 @@ class _Bars(Board):
     self._bars.update(
       self._whole,
       completed=self.share * (self._total or 1),
-      description=f'{self._ended} of {len(self._flops)} cells'
+      description=f'{len(self._over)} of {len(self._flops)} cells'
       f'  ETA {_progress.clock(self.eta)}',
     )
 

@@ -1,4 +1,4 @@
-"""Cells of a sweep shared out over workers: processes here, or this one.
+"""Workers of a sweep on the cores of this machine: processes that claim cells.
 
 A worker has cores of its own, so that what a cell computes does not depend on
 what runs beside it, nor on how many workers there are.
@@ -17,24 +17,30 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from typing import Any
 
 import bigdl
+from bigdl.fleet import attempts as told
+from bigdl.fleet import store as stores
 
-# A cell whose worker died (killed for memory, say) is given to another, once.
-ATTEMPTS = 2
 OnEvent = Callable[[dict[str, Any]], None]
 Stop = Callable[[], object]
+# Workers that end before they are ready, one after the other, before that is an
+# error: by themselves, and by a signal, which may be of someone's whim.
+_CRASHES, _KILLS = 3, 30
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-  """One cell to train."""
+class Setup:
+  """What a worker is told."""
 
-  name: str
-  folder: str
-  config: dict[str, Any]  # The experiment, as `config.to_json` gives it.
-  facts: dict[str, Any]  # What the record carries beyond what the loop knows.
+  folder: str  # The sweep's.
+  cores: tuple[int, ...]
+  cache: str | None  # Folder of compiled programs; None takes the usual one.
+  code: str  # Hash of the code, which its claims carry.
+  silence: float
+  attempts: int
 
 
 @dataclasses.dataclass
@@ -43,6 +49,9 @@ class Outcome:
 
   records: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
   failed: dict[str, str] = dataclasses.field(default_factory=dict)
+
+  def __contains__(self, name: str) -> bool:
+    return name in self.records or name in self.failed
 
 
 def cores() -> list[int]:
@@ -53,90 +62,174 @@ def cores() -> list[int]:
 
 
 def train(
-  jobs: Sequence[Job],
+  names: Sequence[str],
+  setup: Setup,
   *,
   workers: int,
-  logs: pathlib.Path,
-  cache: str | None,
   on_event: OnEvent,
   stop: Stop,
 ) -> Outcome:
-  """Trains the jobs in their order on `workers` processes.
+  """Has cells trained by `workers` processes, and by whoever else claims them.
 
   Args:
-    jobs: Longest first, or the last to start makes the others wait.
-    workers: How many processes; the cores are dealt out among them.
-    logs: Folder for what each prints.
-    cache: Folder of compiled programs; None takes the usual one.
-    on_event: Takes each event of `_worker`, beside `start` and `again`.
+    names: The cells that are not over.
+    setup: Of all workers; its cores are dealt out among them.
+    workers: How many processes.
+    on_event: Takes the events of `_cells`, beside `again`.
     stop: Once true, the workers save what they have and leave.
+
+  Returns:
+    The outcome of every cell, unless it was stopped.
 
   Raises:
     ValueError: A worker met bad input; the others have saved and left.
   """
-  waiting, outcome = list(jobs), Outcome()
-  attempts = dict.fromkeys((job.name for job in jobs), 0)
-  refusal = ''
-  inbox: queue.SimpleQueue = queue.SimpleQueue()
-  with _started(min(workers, len(jobs)), logs, cache, inbox) as pool:
+  watch = Watch(names, setup, on_event)
+  with _started(min(workers, len(names)), setup, watch.inbox) as pool:
     stopping = False
-    while pool and (waiting or any(w.job for w in pool)):
-      if (stop() or refusal) and not stopping:
+    while any(not w.left for w in pool) and not (
+      watch.settled and not stopping
+    ):
+      if (stop() or watch.refusal) and not stopping:
         stopping = True
-        waiting.clear()
         for worker in pool:
-          worker.interrupt()
+          worker.process.terminate()
       try:
-        worker, event = inbox.get(timeout=0.1)
+        worker, event = watch.inbox.get(timeout=0.1)
       except queue.Empty:
         continue
-      job = worker.job
       if event['event'] == 'gone':
         pool.remove(worker)
         worker.end()
-        if job and not stopping:
-          if attempts[job.name] < ATTEMPTS:
-            waiting.insert(0, job)
-            on_event({**event, 'event': 'again', 'cell': job.name})
-          else:
-            outcome.failed[job.name] = event['message']
-            on_event({**event, 'event': 'failed', 'cell': job.name})
-          pool.append(_Worker(worker.setup, worker.log, inbox))
-        elif job:
-          outcome.failed[job.name] = 'stopped before its first step'
-        elif waiting and not pool:
-          raise RuntimeError(f'no worker could start: {event["message"]}')
-        continue
-      if event['event'] == 'failed' and event['input']:
-        refusal = refusal or f'{job.name}: {event["message"]}'
-      if event['event'] == 'failed':
-        outcome.failed[job.name] = event['message']
-      elif event['event'] == 'done':
-        outcome.records[job.name] = event['record']
-      on_event(event)
-      if event['event'] in ('ready', 'done', 'failed'):
-        worker.job = None
-        if waiting:
-          job = waiting.pop(0)
-          attempts[job.name] += 1
-          worker.send(job)
-          on_event({'event': 'start', 'cell': job.name})
-  if refusal:
-    raise ValueError(refusal)
-  return outcome
+        again = watch.bury(
+          worker, event['message'], killed=event['killed'], stopping=stopping
+        )
+        if again:
+          pool.append(_Worker(worker.setup, worker.log, watch.inbox))
+      else:
+        watch.take(worker, event)
+  if watch.refusal:
+    raise ValueError(watch.refusal)
+  return watch.outcome
 
 
-class _Worker:
-  """A process and the job it has."""
+class Watch:
+  """What the workers have said so far."""
 
-  def __init__(self, setup: dict, log: pathlib.Path, inbox: queue.SimpleQueue):
+  def __init__(self, names: Sequence[str], setup: Setup, on_event: OnEvent):
+    self.outcome = Outcome()
+    self.refusal = ''
+    self.inbox: queue.SimpleQueue = queue.SimpleQueue()
+    self._names, self._most = set(names), setup.attempts
+    self._store = stores.open_folder(setup.folder)
+    self._on_event = on_event
+    self._running: dict[str, Here] = {}
+    self._crashes = self._kills = 0
+
+  @property
+  def settled(self) -> bool:
+    """Whether every cell has an outcome, and no worker is still at one."""
+    return not self._running and all(n in self.outcome for n in self._names)
+
+  def take(self, worker: Here, event: dict[str, Any]) -> None:
+    """Takes an event of a worker that lives."""
+    kind, cell = event['event'], event.get('cell', '')
+    if kind == 'left':
+      worker.left = True
+    elif kind == 'ready':
+      self._crashes = self._kills = 0
+    elif kind == 'refused':
+      self.refusal = self.refusal or event['message']
+    elif kind == 'start':
+      worker.cell, worker.attempt = cell, event['attempt']
+      worker.began = time.monotonic()
+      self._running[cell] = worker
+      self._on_event(event)
+    elif kind == 'settled':
+      self._settle(cell, event['state'])
+    elif kind == 'failed':
+      self._rest(worker)
+      self._fail(cell, event['message'], final=event['input'])
+    elif kind == 'done':
+      self._rest(worker)
+      self.outcome.records[cell] = event['record']
+      self._on_event(event)
+    elif kind == 'lost':
+      self._rest(worker)
+      self._on_event({**event, 'event': 'say'})
+    elif kind in ('progress', 'say'):
+      self._on_event(event)
+
+  def bury(
+    self, worker: Here, message: str, *, killed: bool, stopping: bool
+  ) -> bool:
+    """Takes a worker's end; returns whether another should take its place."""
+    cell = worker.cell
+    if not cell:
+      if worker.left or stopping:
+        return False
+      self._kills += killed
+      self._crashes += not killed
+      if self._crashes > _CRASHES or self._kills > _KILLS:
+        raise RuntimeError(f'no worker could start: {message}')
+      return True
+    self._rest(worker)
+    facts = {'message': message, 'seconds': time.monotonic() - worker.began}
+    told.ended(self._store, cell, worker.attempt, 'lost', facts)
+    if stopping:
+      self.outcome.failed[cell] = 'stopped before its first step'
+      return False
+    self._fail(cell, message)
+    return True
+
+  def _rest(self, worker: Here) -> None:
+    if self._running.get(worker.cell) is worker:
+      del self._running[worker.cell]
+    worker.cell = ''
+
+  def _fail(self, cell: str, message: str, final: bool = False) -> None:
+    """Says whether a cell is tried again, or has failed for good."""
+    known = told.listed(self._store).get(cell, told.Attempts())
+    if not final and told.tries(self._store, cell, known) < self._most:
+      self._on_event({'event': 'again', 'cell': cell, 'message': message})
+    else:
+      self.outcome.failed[cell] = message
+      self._on_event({'event': 'failed', 'cell': cell, 'message': message})
+
+  def _settle(self, cell: str, state: str) -> None:
+    """Takes a cell that is over and was not trained by one of the workers."""
+    if cell in self.outcome or cell in self._running:
+      return
+    if cell not in self._names:
+      return
+    if state == 'failed':
+      self._fail(cell, told.last_words(self._store, cell))
+    else:
+      record = told.record(self._store, cell)
+      self.outcome.records[cell] = record
+      self._on_event({'event': 'done', 'cell': cell, 'record': record})
+
+
+class Here:
+  """A worker that is this process: the cell that it has."""
+
+  def __init__(self):
+    self.cell, self.attempt, self.left = '', 0, False
+    self.began = 0.0  # Of the attempt, by this process's clock.
+
+
+class _Worker(Here):
+  """A process, and the cell that it has."""
+
+  def __init__(self, setup: Setup, log: pathlib.Path, inbox: queue.SimpleQueue):
+    super().__init__()
     self.setup, self.log = setup, log
-    self.job: Job | None = None
     root = str(pathlib.Path(bigdl.__file__).parents[1])
     paths = [root, os.environ.get('PYTHONPATH', '')]
+    words = json.dumps(dataclasses.asdict(setup))
     with open(log, 'a') as errors:
       self.process = subprocess.Popen(
-        [sys.executable, '-m', 'bigdl.commands._worker', json.dumps(setup)],
+        [sys.executable, '-m', 'bigdl.commands._worker', words],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=errors,
@@ -168,19 +261,8 @@ class _Worker:
     if code < 0:
       how = signal.Signals(-code).name
     message = f'its worker ended ({how}); {self.log} has what it printed'
-    inbox.put((self, {'event': 'gone', 'message': message}))
-
-  def send(self, job: Job) -> None:
-    assert self.process.stdin
-    self.job = job
-    # A worker that has just died says so by its end.
-    with contextlib.suppress(BrokenPipeError):
-      self.process.stdin.write(json.dumps(dataclasses.asdict(job)) + '\n')
-      self.process.stdin.flush()
-
-  def interrupt(self) -> None:
-    if self.job:
-      self.process.terminate()
+    gone = {'event': 'gone', 'message': message, 'killed': code < 0}
+    inbox.put((self, gone))
 
   def end(self) -> None:
     """Closes stdin, upon which the worker leaves; else it is killed."""
@@ -197,53 +279,16 @@ class _Worker:
 
 @contextlib.contextmanager
 def _started(
-  workers: int, logs: pathlib.Path, cache: str | None, inbox: queue.SimpleQueue
+  workers: int, setup: Setup, inbox: queue.SimpleQueue
 ) -> Iterator[list[_Worker]]:
+  logs = pathlib.Path(setup.folder) / 'workers'
   logs.mkdir(parents=True, exist_ok=True)
-  dealt: list[list[int]] = [cores()[i::workers] for i in range(workers)]
   pool: list[_Worker] = []
   try:
-    for number, own in enumerate(dealt):
-      setup = {'cores': own, 'cache': cache}
-      pool.append(_Worker(setup, logs / f'worker-{number}.log', inbox))
+    for number in range(workers):
+      own = dataclasses.replace(setup, cores=setup.cores[number::workers])
+      pool.append(_Worker(own, logs / f'worker-{number}.log', inbox))
     yield pool
   finally:
     for worker in pool:
       worker.end()
-
-
-def train_here(
-  jobs: Sequence[Job], *, on_event: OnEvent, stop: Stop
-) -> Outcome:
-  """Trains the jobs one after the other in this process, on its devices."""
-  from bigdl import config
-  from bigdl.commands import _run
-  from bigdl.train import run as loop
-
-  outcome = Outcome()
-  for job in jobs:
-    if stop():
-      break
-    on_event({'event': 'start', 'cell': job.name})
-    experiment = config.from_json(job.config)
-
-    def tell(news: dict[str, Any], *, cell: str = job.name) -> None:
-      on_event({'event': 'progress', 'cell': cell, **news})
-
-    def say(line: str, *, cell: str = job.name) -> None:
-      on_event({'event': 'say', 'cell': cell, 'line': line})
-
-    record = loop.run(
-      experiment,
-      job.folder,
-      config=job.config,
-      facts={**job.facts, **_run.peak_facts(experiment)},
-      on_progress=tell,
-      stop=stop,
-      say=say,
-    )
-    outcome.records[job.name] = record
-    on_event({'event': 'done', 'cell': job.name, 'record': record})
-    if record['status'] == 'interrupted':
-      break
-  return outcome

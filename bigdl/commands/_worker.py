@@ -1,44 +1,49 @@
-"""A worker of a sweep: trains the cells that its parent names, one by one.
+"""A worker of a sweep on this machine, which a parent watches.
 
-`python -m bigdl.commands._worker SETUP` reads a cell a line from stdin, as JSON
-`{name, folder, config, facts}`, and writes events to stdout, as JSON lines
-with the keys `event` (ready, progress, say, done, failed) and `cell`. Once stdin
-ends it leaves at once: its parent is done, or dead.
+`python -m bigdl.commands._worker SETUP` claims cells and trains them until none
+is left; it writes the events of `_cells` to stdout, as JSON lines, besides
+`ready`, `refused` (message) and `left`. Once stdin ends it leaves at once: its parent is done, or
+dead.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import queue
 import sys
 import threading
 import time
-import traceback
 from typing import Any
 
 SECONDS_BETWEEN_NEWS = 0.2
 
 
 def main(argv: list[str]) -> None:
-  """Serves until stdin ends; SETUP is JSON `{cores, cache}`."""
+  """Works until stdin ends; SETUP is JSON of `_pool.Setup`."""
   setup = json.loads(argv[0])
   # Before JAX counts the cores: one that is shared makes each step wait for the
   # slowest thread, and a sum over another number of threads has other digits.
   if setup['cores'] and hasattr(os, 'sched_setaffinity'):
     os.sched_setaffinity(0, setup['cores'])
-  inbox: queue.SimpleQueue = queue.SimpleQueue()
-  threading.Thread(target=_read, args=(inbox,), daemon=True).start()
+  parent = threading.Thread(target=_leave_with_parent, daemon=True)
+  parent.start()
   # What libraries print must not end up among the events.
   events = os.fdopen(os.dup(1), 'w', buffering=1)
   os.dup2(2, 1)
+  due = 0.0
 
-  def tell(**event: Any) -> None:
+  def tell(event: dict[str, Any]) -> None:
+    nonlocal due
+    if event['event'] == 'progress':
+      if time.monotonic() < due:
+        return
+      due = time.monotonic() + SECONDS_BETWEEN_NEWS
     events.write(json.dumps(event) + '\n')
 
   import jax
 
-  from bigdl.commands import _run
+  from bigdl.commands import _cells, _run
+  from bigdl.fleet import claims, manifest, store
   from bigdl.train import device, signals
 
   device.keep_memory()
@@ -46,49 +51,29 @@ def main(argv: list[str]) -> None:
   jax.config.update('jax_platforms', 'cpu')
   _run.silence_writers()
   with signals.interrupts() as stop:
-    tell(event='ready')
-    while True:
-      cell = inbox.get()
-      name = cell['name']
-      try:
-        record = _train(cell, tell, stop)
-        tell(event='done', cell=name, record=record)
-      except ValueError as error:
-        tell(event='failed', cell=name, message=str(error), input=True)
-      except Exception as error:
-        traceback.print_exc()
-        message = f'{type(error).__name__}: {error}'
-        tell(event='failed', cell=name, message=message, input=False)
+    folder = store.open_folder(setup['folder'])
+    plan = manifest.read(folder)
+    queue = claims.Claims(
+      folder,
+      plan.costliest_first,
+      {**_cells.devices(), 'code': setup['code']},
+      silence=setup['silence'],
+      attempts=setup['attempts'],
+    )
+    tell({'event': 'ready'})
+    try:
+      _cells.train(
+        setup['folder'], queue, _cells.Terms(), on_event=tell, stop=stop
+      )
+    except ValueError as error:
+      tell({'event': 'refused', 'message': str(error)})
+    tell({'event': 'left'})
+    parent.join()
 
 
-def _train(cell: dict[str, Any], tell, stop) -> dict[str, Any]:
-  from bigdl import config
-  from bigdl.commands import _run
-  from bigdl.train import run as loop
-
-  name, due = cell['name'], 0.0
-  experiment = config.from_json(cell['config'])
-
-  def progress(news: dict[str, Any]) -> None:
-    nonlocal due
-    if time.monotonic() >= due:
-      due = time.monotonic() + SECONDS_BETWEEN_NEWS
-      tell(event='progress', cell=name, **news)
-
-  return loop.run(
-    experiment,
-    cell['folder'],
-    config=cell['config'],
-    facts={**cell['facts'], **_run.peak_facts(experiment)},
-    on_progress=progress,
-    stop=stop,
-    say=lambda line: tell(event='say', cell=name, line=line),
-  )
-
-
-def _read(inbox: queue.SimpleQueue) -> None:
-  for line in sys.stdin:
-    inbox.put(json.loads(line))
+def _leave_with_parent() -> None:
+  while os.read(0, 4096):
+    pass
   os._exit(0)
 
 

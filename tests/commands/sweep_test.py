@@ -174,6 +174,22 @@ def test_repeating_trains_nothing_and_gives_the_same_law(
   assert 'report' in captured.out
 
 
+def test_the_status_of_a_finished_sweep_tells_its_cost(swept, capsys):
+  before = snapshot(swept)
+  assert program.main(['sweep', '--status', str(swept)]) == 0
+  out = capsys.readouterr().out
+  assert '16 cells: 16 finished; 100.0% of the work is done' in out
+  assert re.search(r'device-hours  spent 0\.0\d+ CPU core\n', out)
+  assert program.main(['sweep', f'--status={swept}', '--json']) == 0
+  told = json.loads(capsys.readouterr().out)
+  assert told['over'] and told['device_hours']['left'] == {}
+  records = cells(swept)
+  for run in told['runs']:
+    assert run['loss'] == records[run['name']]['loss']
+    assert run['attempts'] == 1
+  assert snapshot(swept) == before
+
+
 def test_a_killed_sweep_ends_in_the_same_law(swept, experiment_file, tmp_path):
   folder = tmp_path / 'killed'
   for count in (2, 9):
@@ -293,5 +309,5 @@ def test_help_lists_flags_and_the_fields_of_the_experiment(
 ):
   assert program.main(['sweep', '--help', f'--config={experiment_file}']) == 0
   out = capsys.readouterr().out
-  for word in ('--dry_run', '--workers', '--model.depth', '--evaluation.rows'):
+  for word in ('--dry_run', '--status', '--model.depth', '--evaluation.rows'):
     assert word in out

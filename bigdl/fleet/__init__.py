@@ -1,0 +1,1 @@
+"""A sweep shared out: its manifest, who trains what, how it stands."""
