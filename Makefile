@@ -28,7 +28,8 @@ $(BIN)/.test: pyproject.toml
 test: $(BIN)/.test check
 	$(BIN)/python -m pytest -q -n 2
 
-# The tests that are too long for every change.
+# The tests that are too long for every change. Slurm's need root and Debian's
+# slurm-wlm and munge; those of XPK, SkyPilot and H100s say what they need.
 scheduled: $(BIN)/.test
 	$(BIN)/python -m pytest -q -m scheduled
 

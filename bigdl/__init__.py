@@ -2,10 +2,11 @@
 
 The folders are the architecture; imports run downward only.
 
-  commands     one verb a file: train sweep law plan generate convert
-               evaluate work
+  commands     one verb a file: train sweep work law plan compile generate
+               convert evaluate
   train        the loop, checkpoints, evaluation, logs
   scaling      FLOP ledger, sweep grids, records, law estimators, report
+  compiling    what a compiled program says: memory, traffic, time
   fleet        a sweep's manifest, who trains which cell, how it stands
   experiment   Experiment: one frozen value that names a whole run
   models       one system family a file

@@ -16,6 +16,7 @@ import importlib.util
 import os
 import pathlib
 import pkgutil
+import re
 import sys
 import traceback
 
@@ -61,6 +62,7 @@ def main(argv: list[str] | None = None) -> int:
   """Runs one verb and returns the exit code."""
   args = list(sys.argv[1:] if argv is None else argv)
   _quiet()
+  _give_threads()
   debug = '--debug' in args or os.environ.get('BIGDL_DEBUG') in ('1', 'true')
   try:
     code = _dispatch([a for a in args if a != '--debug'])
@@ -100,6 +102,19 @@ def _quiet() -> None:
     # Any kind of TPU will do, as none is there.
     os.environ.setdefault('TPU_WORKER_HOSTNAMES', 'localhost')
     os.environ.setdefault('TPU_ACCELERATOR_TYPE', 'v5litepod-8')
+
+
+def _give_threads() -> None:
+  """Gives virtual devices of a CPU as many threads as collectives may hold.
+
+  A device that waits for the others in a collective keeps a thread; were there no
+  more of them than devices, two collectives at a time would wait for ever.
+  """
+  flags = os.environ.get('XLA_FLAGS', '')
+  asked = re.search(r'xla_force_host_platform_device_count=(\d+)', flags)
+  if asked and int(asked[1]) > 1:
+    # XLA's number of threads where it is above that of cores.
+    os.environ.setdefault('NPROC', str(4 * int(asked[1])))
 
 
 def _has_tpu() -> bool:

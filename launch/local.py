@@ -154,8 +154,8 @@ def start(run: Run) -> int:
     for worker in workers:
       worker.terminate()
 
-  for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, pass_on)
+  for kind in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(kind, pass_on)
   for number in range(run.workers):
     with open(folder / f'worker-{number}.log', 'ab') as log:
       # In a session of its own: Ctrl-C is for this process, which passes it on.

@@ -189,3 +189,26 @@ def test_reader_that_leaves_early_is_no_error():
     check=False,
   )
   assert (done.returncode, done.stderr) == (0, '')
+
+
+@pytest.mark.parametrize(
+  ('asked', 'threads'),
+  [
+    ('--xla_force_host_platform_device_count=8', '32'),
+    ('--xla_force_host_platform_device_count=1', None),
+    ('', None),
+  ],
+)
+def test_virtual_devices_have_threads_for_their_collectives(
+  verb, monkeypatch, asked, threads
+):
+  monkeypatch.setenv('XLA_FLAGS', asked)
+  monkeypatch.delenv('NPROC', raising=False)
+  seen = []
+  verb(lambda argv: seen.append(os.environ.get('NPROC')) or 0)
+  assert program.main(['train']) == 0
+  assert seen == [threads]
+  # What a person sets stays.
+  monkeypatch.setenv('NPROC', '5')
+  program.main(['train'])
+  assert seen[1] == '5'

@@ -9,7 +9,9 @@ from bigdl.commands import _compilation
 from bigdl.commands._compilation import Compiled, size
 from bigdl.compiling import hlo, operations, roofline, traffic
 from bigdl.experiment import Experiment
+from bigdl.parallel import pipeline
 from bigdl.parallel import topology as slices
+from bigdl.parallel.layout import Layout
 from bigdl.parallel.topology import Topology
 from bigdl.scaling import count, lawfile, summary
 
@@ -132,6 +134,7 @@ def text(verdict: Verdict) -> str:
     f'{where.name}: {_many(where.devices, "device")} on'
     f' {_many(where.hosts, "host")}, layout {sizes or "data=1"},'
     f' {verdict.case.units:,} {unit}s a step',
+    *_stages(e.layout, c.axes),
     '',
     *_memory(c),
   ]
@@ -144,6 +147,17 @@ def text(verdict: Verdict) -> str:
     'compiled whole' if c.whole else 'compiled as far as memory is laid out'
   )
   return '\n'.join([*lines, '', f'{what} in {c.seconds:.1f} s'])
+
+
+def _stages(layout: Layout, axes: dict[str, int]) -> list[str]:
+  """Returns how a pipeline is filled, where there is one."""
+  if axes.get('pipeline', 1) == 1:
+    return []
+  plan = pipeline.schedule(layout, axes['pipeline'])
+  return [
+    f'{plan.stages} stages, {plan.microbatches} microbatches,'
+    f' {_many(plan.repeats, "repeat")}: a bubble of {plan.bubble:.1%}'
+  ]
 
 
 def _many(count: int, what: str) -> str:

@@ -17,6 +17,7 @@ from bigdl import config, values
 from bigdl.commands import _compilation, _fit, _lower, _search
 from bigdl.compiling import traffic
 from bigdl.parallel import nvidia, topology
+from bigdl.parallel.layout import Layout
 
 KEYS = {
   'topology',
@@ -169,6 +170,14 @@ def test_bad_input_is_one_line(name, experiment_file, capsys):
   args, message = REFUSALS[name]
   assert _compile(experiment_file, *args) == 2
   assert message in _line(capsys)
+
+
+def test_a_pipeline_says_how_long_its_stages_wait():
+  layout = Layout(pipeline=4, microbatches=8)
+  (line,) = _fit._stages(layout, {'pipeline': 4, 'data': 2})
+  # Four stages and eight microbatches: 3 of 11 steps.
+  assert line == '4 stages, 8 microbatches, 1 repeat: a bubble of 27.3%'
+  assert _fit._stages(Layout(), {'data': 8, 'pipeline': 1}) == []
 
 
 def test_an_experiment_file_may_recommend_a_topology(
