@@ -15,22 +15,22 @@ v2 and v3 count two devices a chip.
 
 | variant | slice | data x fsdp x tensor | rows | GiB, peak / HBM | compile | step | MFU |
 |---|---|---|---|---|---|---|---|
-| gpt2-1.5b | v3:8x16 | 16x16x1 | 512 | 2.3 / 15.5 | 2 s | 0.71 s | 48 % |
+| gpt2-1.5b | v3:8x16 | 16x16x1 | 512 | 2.6 / 15.5 | 2 s | 0.72 s | 47 % |
 | gpt2-1.5b@now | v5e:4x4 | 2x8x1 | 512 | 10.4 / 15.8 | 3 s | 3.1 s | 55 % |
 | gpt3-175b | a100:1x128x8 | 1x128x8 | 1536 | 18.9 / 79.3 | 10 s | 26.0 s | 41 % |
-| gpt3-175b@now | v5p:8x8x16 | 1x128x8 | 1536 | 21.8 / 95.7 | 11 s | 14.0 s | 51 % |
+| gpt3-175b@now | v5p:8x8x16 | 1x128x8 | 1536 | 21.9 / 95.7 | 11 s | 14.0 s | 51 % |
 | gopher-280b | v3:32x32*4 | 4x256x8 | 3072 | 7.7 / 15.5 | 7 s | 36.1 s | 60 % |
 | gopher-280b@now | v5p:8x16x16 | 1x256x8 | 3072 | 25.2 / 95.7 | 9 s | 23.5 s | 49 % |
 | chinchilla-70b | v4:8x8x16 | 1x256x4 | 1536 | 11.2 / 30.8 | 6 s | 14.0 s | 35 % |
 | chinchilla-70b@now | v5p:4x8x8 | 1x64x4 | 1536 | 45.1 / 95.7 | 10 s | 27.8 s | 43 % |
-| palm-540b | v4:12x16x16*2 | 2x256x12 | 2048 | 7.8 / 30.8 | 5 s | 15.4 s | 53 % |
-| palm-540b@now | v5p:12x16x16 | 1x256x12 | 2048 | 13.7 / 95.7 | 6 s | 17.3 s | 57 % |
+| palm-540b | v4:12x16x16*2 | 2x256x12 | 2048 | 8.4 / 30.8 | 5 s | 16.9 s | 48 % |
+| palm-540b@now | v5p:12x16x16 | 1x256x12 | 2048 | 15.8 / 95.7 | 4 s | 18.6 s | 52 % |
 | llama-65b | a100:1x256x8 | 1x256x8 | 2048 | 5.1 / 79.3 | 5 s | 7.2 s | 37 % |
 | llama-65b@now | v5p:4x8x8 | 1x64x4 | 2048 | 36.2 / 95.7 | 4 s | 26.0 s | 56 % |
 | vit-22b | v4:8x8x16 | 1x256x4 | 65536 | 16.6 / 30.8 | 3 s | 15.3 s | 51 % |
 | vit-22b@now | v5p:4x8x8 | 1x64x4 | 65536 | 66.4 / 95.7 | 3 s | 31.1 s | 60 % |
-| bert-large | v2:8x8 | 128x1x1 | 256 | 6.5 / 7.5 | 3 s | 0.21 s | 43 % |
-| bert-large@now | v5e:4x4 | 4x4x1 | 256 | 9.9 / 15.8 | 7 s | 0.22 s | 37 % |
+| bert-large | v2:8x8 | 128x1x1 | 256 | 6.5 / 7.5 | 3 s | 0.21 s | 42 % |
+| bert-large@now | v5e:4x4 | 4x4x1 | 256 | 9.9 / 15.8 | 3 s | 0.23 s | 37 % |
 
 GPT-3's V100 are not compiled for; A100 stand for them. Everything is recomputed
 in the backward pass (`remat=full`), but nothing of BERT.

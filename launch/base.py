@@ -79,7 +79,9 @@ class Run:
 
   def worker(self, number: int) -> str:
     """Returns the name of one worker, where an engine knows each by name."""
-    return f'{self.job}-{number}'
+    # XPK, for one, takes no more letters in all.
+    end = f'-{number}'
+    return self.job[: 40 - len(end)].rstrip('-') + end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,9 +275,7 @@ def _count(run: Run, devices: int) -> int:
   try:
     base.layout.sizes(devices)
   except ValueError as error:
-    raise ValueError(
-      str(error).replace('this machine has', 'a worker has')
-    ) from error
+    raise ValueError(str(error).replace('there are', 'a worker has')) from error
   module, arg = config.load_module(run.config)
   return len(config.call(module, 'get_sweep', arg, given=[base]).cells)
 

@@ -124,6 +124,16 @@ def command(run: Run, worker: int = 0) -> list[str]:
   return ['env', *given, *base.work(run)]
 
 
+def devices_of(run: Run) -> int:
+  """Returns the devices of one worker: a CPU is one, or as many as XLA's flag."""
+  if run.kind != 'cpu':
+    return len(run.share(0))
+  asked = re.search(
+    r'host_platform_device_count=(\d+)', os.environ.get('XLA_FLAGS', '')
+  )
+  return int(asked[1]) if asked else 1
+
+
 def _tpu(chips: list[int], worker: int) -> dict[str, str]:
   """Returns how libtpu is told that a process has some chips to itself.
 
@@ -149,14 +159,19 @@ def start(run: Run) -> int:
   folder = pathlib.Path(run.folder)
   folder.mkdir(parents=True, exist_ok=True)
   workers: list[subprocess.Popen] = []
+  stopped = False
 
   def pass_on(*_) -> None:
+    nonlocal stopped
+    stopped = True
     for worker in workers:
       worker.terminate()
 
   for kind in (signal.SIGINT, signal.SIGTERM):
     signal.signal(kind, pass_on)
   for number in range(run.workers):
+    if stopped:
+      break
     with open(folder / f'worker-{number}.log', 'ab') as log:
       # In a session of its own: Ctrl-C is for this process, which passes it on.
       workers.append(
@@ -167,14 +182,16 @@ def start(run: Run) -> int:
           start_new_session=True,
         )
       )
-  print(f'{run.workers} workers; their logs: {folder}/worker-*.log', flush=True)
+  print(
+    f'{len(workers)} workers; their logs: {folder}/worker-*.log', flush=True
+  )
   codes = [worker.wait() for worker in workers]
   for number, code in enumerate(codes):
     if code:
       # A signal that was not caught has no exit code of its own.
       how = signal.Signals(-code).name if code < 0 else f'exit code {code}'
       print(f'bigdl: worker {number}: {how}', file=sys.stderr)
-  return max(code if code >= 0 else 128 - code for code in codes)
+  return max((code if code >= 0 else 128 - code for code in codes), default=143)
 
 
 def tiny() -> Run:
@@ -188,6 +205,7 @@ ENGINE = base.Engine(
   files=lambda run: {},
   commands=lambda run: [command(run, i) for i in range(run.workers)],
   needs=lambda run: {},
+  devices=devices_of,
   submit=start,
 )
 

@@ -63,6 +63,9 @@ class Compiled:
   axes: dict[str, int]  # Of the mesh: their sizes.
   placement: traffic.Placement
   whole: bool  # Whether code was written too.
+  bounded: bool = (
+    False  # Whether all that is known of the peak is that it fits.
+  )
   undivided: tuple[str, ...] = ()  # Parameters that more devices could split.
   text: str = dataclasses.field(default='', repr=False)
   report: str = dataclasses.field(default='', repr=False)
@@ -191,6 +194,7 @@ def _outcome(folder, topology, full, seconds) -> Compiled:
     peak_bytes=min(memory['peak'], topology.chip.memory)
     if fits
     else memory['peak'],
+    bounded=fits and memory['peak'] >= topology.chip.memory,
     argument_bytes=memory['arguments'],
     temporary_bytes=memory['temporaries'],
     state_bytes=lowered['state_bytes'],

@@ -168,11 +168,13 @@ def _memory(c: Compiled) -> list[str]:
   limit = c.topology.chip.memory
   room = limit - c.peak_bytes
   says = 'fits, {} to spare' if c.fits else 'does not fit, {} too much'
+  if c.bounded:
+    says = 'fits, as the compiler says; --full tells by how much'
   rows = [
     ['memory of a device', ''],
     ['  arguments', size(c.argument_bytes)],
     ['  temporaries', size(c.temporary_bytes)],
-    ['  peak', size(c.peak_bytes)],
+    ['  peak, at most' if c.bounded else '  peak', size(c.peak_bytes)],
     ['  there is', size(limit)],
   ]
   lines = summary.table(rows).split('\n')

@@ -12,7 +12,7 @@ from bigdl.commands._compilation import Compiled, size
 from bigdl.commands._fit import Case
 from bigdl.experiment import Experiment
 from bigdl.parallel import topology
-from bigdl.parallel.layout import Layout
+from bigdl.parallel.layout import AXES, Layout
 
 MOST_TRIES = 8
 # Compiles a case; the text says what is being tried.
@@ -85,7 +85,7 @@ def _changed(case: Case, change: list[str]) -> Iterator[tuple[list[str], Case]]:
 
 def _larger(case: Case, found: Compiled, compiled: Compile) -> Iterator[str]:
   """Yields a line on the smallest topology that does, as things are."""
-  tries = 0
+  tries, refused = 0, ''
   total = found.peak_bytes * found.topology.devices
   for where in topology.larger(case.topology):
     # What a device holds can at best be split among more of them.
@@ -96,13 +96,20 @@ def _larger(case: Case, found: Compiled, compiled: Compile) -> Iterator[str]:
       layout = _grown(case.experiment.layout, where.slices)
       other = dataclasses.replace(case.experiment, layout=layout)
       result = _try(case.on(other, where), where.name, compiled)
-    except ValueError:
+    except ValueError as error:
+      refused = refused or f'{where.name}: {error}'
       continue
-    tries += isinstance(result, Compiled)
-    if isinstance(result, Compiled) and result.fits:
+    if isinstance(result, str):
+      refused = refused or f'{where.name}: {result}'
+      continue
+    tries += 1
+    if result.fits:
       yield f'  as it is, the smallest that would do: {where.name}, {_says(result)}'
       return
-  yield f'  as it is, no larger {case.topology.chip.name} was found that would do'
+  if tries or not refused:
+    yield f'  as it is, on none of {tries} larger {case.topology.chip.name} tried'
+  else:
+    yield f'  as it is, no larger slice could be tried: {refused}'
 
 
 def _grown(layout: Layout, slices: int) -> Layout:
@@ -110,7 +117,7 @@ def _grown(layout: Layout, slices: int) -> Layout:
   change: dict[str, Any] = {'slices': slices}
   if getattr(layout, layout.across) == layout.slices:
     change[layout.across] = slices
-  if -1 not in (layout.data, layout.fsdp, layout.tensor, layout.context):
+  if -1 not in [getattr(layout, axis) for axis in AXES]:
     change['data'] = -1
   return dataclasses.replace(layout, **change)
 

@@ -63,7 +63,7 @@ class _Stopped(Exception):
 def main(case: Case, *, timeout: float, path: str = '') -> int:
   """Searches, prints the table and returns the exit code."""
   started = time.monotonic()
-  rows, skipped = search(case, timeout=timeout)
+  rows, skipped, refused = search(case, timeout=timeout)
   fitting = sorted(
     (row for row in rows if row.fits), key=lambda row: -(row.mfu or 0)
   )
@@ -75,6 +75,8 @@ def main(case: Case, *, timeout: float, path: str = '') -> int:
     f' {case.topology.name}; {skipped} were ruled out before, in'
     f' {time.monotonic() - started:.0f} s'
   )
+  if refused:
+    print(f'{len(refused)} were refused, the first: {refused[0]}')
   if path:
     body = {
       'topology': case.topology.name,
@@ -96,7 +98,6 @@ def table(case: Case, rows: list[Row]) -> str:
   limit = case.topology.chip.memory
   for row in rows:
     sizes = ' '.join(f'{k}={n}' for k, n in row.layout.items() if n > 1)
-    assert row.seconds and row.units_per_second and row.mfu
     shown.append(
       [
         sizes or 'data=1',
@@ -104,9 +105,9 @@ def table(case: Case, rows: list[Row]) -> str:
         f'{row.batch:,}',
         _compilation.size(row.peak_bytes),
         f'{row.peak_bytes / limit:.0%}',
-        f'{row.seconds:.3g}',
-        f'{row.units_per_second:,.0f}',
-        f'{row.mfu:.1%}',
+        '-' if row.seconds is None else f'{row.seconds:.3g}',
+        '-' if row.units_per_second is None else f'{row.units_per_second:,.0f}',
+        '-' if row.mfu is None else f'{row.mfu:.1%}',
       ]
     )
   return summary.table(shown)
@@ -126,8 +127,8 @@ def changed(case: Case, row: Row) -> list[str]:
   return found + [f'--batch={row.batch}'] * (row.batch != e.batch)
 
 
-def search(case: Case, *, timeout: float) -> tuple[list[Row], int]:
-  """Returns all that were compiled, and how many were ruled out before."""
+def search(case: Case, *, timeout: float) -> tuple[list[Row], int, list[str]]:
+  """Returns what was compiled, how many were ruled out before, and refusals."""
   stop = threading.Event()
   bounds = _bounds(case)
   candidates = list(layouts(case))
@@ -164,7 +165,7 @@ def search(case: Case, *, timeout: float) -> tuple[list[Row], int]:
       raise
   if refused and not rows:
     raise ValueError(refused[0])
-  return rows, skipped
+  return rows, skipped, refused
 
 
 def layouts(case: Case) -> Iterator[Layout]:
@@ -214,7 +215,7 @@ def _climb(case, layout, bounds, tried) -> int:
         continue
       row = tried(other, policies[index])
       if row is None:
-        return skipped
+        continue
       if not row.fits:
         weakest = index + 1
       elif best is None or (row.mfu or 0) > best:

@@ -102,13 +102,23 @@ def products(
     found = _library_product(computation, instruction)
     if found is not None:
       yield found
-  elif instruction.opcode not in CONTROL:
-    for names in instruction.called.values():
-      for name in names:
-        inner = module.computations.get(name)
-        if inner is not None:
-          for each in inner:
-            yield from products(module, inner, each)
+  else:
+    for inner, each in parts(module, instruction):
+      yield from products(module, inner, each)
+
+
+def parts(
+  module: Module, instruction: Instruction
+) -> Iterator[tuple[Computation, Instruction]]:
+  """Yields what an instruction calls, unless it is a loop or a branch."""
+  if instruction.opcode in CONTROL:
+    return
+  for names in instruction.called.values():
+    for name in names:
+      inner = module.computations.get(name)
+      if inner is not None:
+        for each in inner:
+          yield inner, each
 
 
 def flops(module: Module) -> int:

@@ -263,9 +263,17 @@ def seconds(
   topology: Topology,
 ) -> float:
   """Returns how long one collective takes on links that are its own."""
-  if collective.link in ('dcn', 'network'):
-    rate = topology.chip.dcn_bandwidth
-    return collective.wire_bytes / rate + NETWORK_SECONDS
+  if collective.link == 'dcn':
+    return collective.wire_bytes / topology.chip.dcn_bandwidth + NETWORK_SECONDS
+  if collective.link == 'network':
+    # A ring leaves each host once, over the cards of all its members there.
+    hosts = {placement.hosts[m] for m in collective.members}
+    cards = len(collective.members) / len(hosts)
+    spent = collective.wire_bytes / (cards * topology.chip.dcn_bandwidth)
+    if cards > 1:
+      inside = collective.wire_bytes / topology.chip.ici_bandwidth
+      spent = max(spent, inside)
+    return spent + NETWORK_SECONDS
   lines = _lines(collective.members, placement, topology)
   hops = collective.group - 1
   if collective.kind == 'collective-permute':

@@ -198,13 +198,9 @@ def _inside(
   """Yields what communicates in an instruction, its fused parts included."""
   if _kind(each) or (each.opcode == 'send' and _TRANSFER in each.attributes):
     yield computation, each
-  elif each.opcode not in operations.CONTROL:
-    for names in each.called.values():
-      for name in names:
-        inner = module.computations.get(name)
-        if inner is not None:
-          for part in inner:
-            yield from _inside(module, inner, part)
+  else:
+    for inner, part in operations.parts(module, each):
+      yield from _inside(module, inner, part)
 
 
 def _kind(each: Instruction) -> Any:

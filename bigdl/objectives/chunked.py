@@ -207,9 +207,9 @@ def _chunk(logits_BTV, T) -> int:
   least = _CPU_TOKENS
   if target.platform() != 'cpu':
     least = _ACCELERATOR_TOKENS
-  most = max(least, _SMALL_BYTES // (V * logits_BTV.dtype.itemsize))
   # The mesh in whose context this is traced splits rows and vocabulary.
   V //= activations.parts(*activations.axes_of(V, 'vocab'))
+  most = max(least, _SMALL_BYTES // (V * logits_BTV.dtype.itemsize))
   rows = B // activations.parts(*activations.axes_of(B, 'rows'))
   parts = min(T, -(-rows * T // most))
   # Equal chunks run in one loop, but many more of them are not worth it.

@@ -5,8 +5,10 @@ traced says which axes split them. Between layers, positions are split over
 `tensor` as well (Korthikanti et al., 2022, arXiv:2205.05198, section 4.2.2): a
 layer that splits heads or features gathers them on its way in and scatters sums
 over them on its way out, which moves as much as the two all-reduces of Shoeybi et
-al. (2019, arXiv:1909.08053, section 3), and norms, dropout and what is kept for
-the backward pass are not the same on every device.
+al. (2019, arXiv:1909.08053, section 3), and norms, dropout and what blocks pass on
+are not the same on every device. (Compilers may still choose an all-reduce: XLA for
+TPUs did over 16 devices of v5e, not over 8. With `remat=none` what layers have
+gathered is kept for the backward pass, whole; with `dots` and `full` it is not.)
 Without a mesh, or where no axis splits anything, nothing is done.
 """
 
@@ -17,9 +19,13 @@ import math
 from typing import Any, Literal
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AxisType
 
 from bigdl.parallel.layout import ROW_AXES
+
+# The name of what is kept of products that `tensor` splits, by `remat=dots`.
+KEPT = 'kept'
 
 DimKind = Literal[
   'rows', 'length', 'stream', 'heads', 'spread', 'features', 'vocab'
@@ -93,7 +99,7 @@ def scattered(x_BTD: jax.Array) -> jax.Array:
   """Returns the same of what a layer has summed over `tensor`."""
   # In two steps: or else the compiler may look for another way there, through
   # positions that it gathers over `context`.
-  return stream(gathered(x_BTD))
+  return kept(stream(gathered(x_BTD)))
 
 
 def gathered(x_BTD: jax.Array) -> jax.Array:
@@ -101,6 +107,11 @@ def gathered(x_BTD: jax.Array) -> jax.Array:
   if x_BTD.ndim != 3:
     return x_BTD
   return constrain(x_BTD, 'rows', 'length', None)
+
+
+def kept(x: jax.Array) -> jax.Array:
+  """Returns it, for what is kept of the products of a layer (`remat=dots`)."""
+  return checkpoint_name(x, KEPT)
 
 
 def axes(entry: Any) -> tuple[str, ...]:

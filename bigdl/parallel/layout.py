@@ -100,8 +100,7 @@ class Layout:
     known = math.prod(s for s in sizes.values() if s > 0)
     if known > devices:
       raise ValueError(
-        f'layout={self._said()} needs {known} devices, this machine has'
-        f' {devices}'
+        f'layout={self._said()} needs {known} devices, there are {devices}'
       )
     if -1 in sizes.values() and devices % known:
       raise ValueError(

@@ -4,8 +4,8 @@ XLA is told of the device by a text proto, `GpuTargetConfigProto` of
 openxla/xla's `device_description.proto`. Its figures here are those of NVIDIA's
 architecture white papers and CUDA's table of compute capabilities; clocks and
 bytes of memory are as the driver reports them, after XLA's own descriptions of
-the same cards (xla/backends/gpu/target_config/specs). No kernel is timed, so
-that the fastest one is not known, and no time is estimated.
+the same cards (xla/backends/gpu/target_config/specs). No kernel is timed here, so
+that the fastest one is not known: estimates of time take round shares of the peaks.
 """
 
 from __future__ import annotations

@@ -19,6 +19,9 @@ deal blocks out once before the first step, and gradients back after the last, i
 R permutations each: a share of (1 - 1 / S) of the weights of a stage goes through
 a link once, whereas FSDP over as many devices would move those of all stages. No
 order of `[L, ...]` that is cut into S pieces could spare this.
+
+What `fsdp` splits, a stage gathers in every step, R M + S - 1 times in an update
+and again backward, not once: few microbatches, or tensor instead, move less.
 """
 
 # Shapes: B rows, b rows of a microbatch, L blocks, M microbatches.

@@ -67,7 +67,7 @@ FLAGS = {
   ),
   'mesh': (
     ['--layout.data=64', '--batch=64'],
-    "layout={'data': 64, 'fsdp': 1} needs 64 devices, this machine has 8",
+    "layout={'data': 64, 'fsdp': 1} needs 64 devices, there are 8",
   ),
   'mesh of an odd size': (
     ['--layout.data=-1', '--layout.fsdp=3'],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -19,6 +20,7 @@ from bigdl.compiling import traffic
 from bigdl.parallel import nvidia, topology
 from bigdl.parallel.layout import Layout
 
+PODS = pathlib.Path(__file__).parents[2] / 'experiments' / 'pods.py'
 KEYS = {
   'topology',
   'devices',
@@ -180,6 +182,31 @@ def test_a_pipeline_says_how_long_its_stages_wait():
   assert _fit._stages(Layout(), {'data': 8, 'pipeline': 1}) == []
 
 
+def test_sums_of_tensor_parallel_layers_are_not_kept_whole():
+  rows, length, width, depth = 16, 128, 256, 3
+  experiment = config.load(
+    f'{PODS}:gpt2-1.5b@now',
+    [
+      '--layout.data=1',
+      '--layout.fsdp=1',
+      '--layout.tensor=8',
+      f'--model.depth={depth}',
+      f'--model.width={width}',
+      '--model.heads=8',
+      '--model.vocab=512',
+      f'--model.length={length}',
+      f'--data.length={length}',
+      '--data.vocab=512',
+      f'--batch={rows}',
+      '--model.remat=dots',
+    ],
+  )
+  case = _fit.case(experiment, topology.parse('v5e:2x4'))
+  found = _compilation.run(case.config, case.rows, case.topology)
+  assert f'[{depth},{rows},{length // 8},{width}]' in found.text
+  assert f'[{depth},{rows},{length},{width}]' not in found.text
+
+
 def test_an_experiment_file_may_recommend_a_topology(
   experiment_file, tmp_path, capsys, monkeypatch
 ):
@@ -336,6 +363,28 @@ def test_a_search_that_the_compiler_refuses_says_why(
   monkeypatch.setattr(_search._compilation, 'run', lambda *a, **o: _no())
   assert _compile(experiment_file, '--topology=v5e:2x4', '--search') == 2
   assert _line(capsys) == 'bigdl: enough\n'
+
+
+def test_a_search_shows_what_has_no_estimate_and_counts_what_was_refused(
+  searched, experiment_file, monkeypatch, capsys
+):
+  go, _ = searched
+  go(lambda batch, remat: True)
+  real = _search._compilation.run
+
+  def run(tree, *args, **options):
+    if config.from_json(tree).layout.data == 8:
+      raise ValueError('time is up')
+    return real(tree, *args, **options)
+
+  monkeypatch.setattr(_search._compilation, 'run', run)
+  monkeypatch.setattr(_search, 'CACHE', _search.CACHE / 'other')
+  case = _fit.case(config.load(experiment_file), topology.parse('v5e:2x4'))
+  assert _search.main(case, timeout=10) == 0
+  text = capsys.readouterr().out
+  assert ' -' in text.splitlines()[1]
+  last = text.splitlines()[-1]
+  assert last.endswith(' were refused, the first: time is up')
 
 
 def test_every_layout_of_a_search_takes_all_devices(experiment_file):

@@ -125,6 +125,32 @@ def test_a_group_in_two_dimensions_sends_along_both():
   assert found < wire / (4 * V5E.chip.link_bandwidth) + 256e-6
 
 
+def test_a_ring_over_hosts_leaves_each_once_over_all_its_cards():
+  machine, sent = topology.parse('h100:1x64x8'), 10**9
+
+  def seconds(members):
+    where = traffic.Placement(
+      AXES,
+      (1, 1, 512, 1, 1),
+      (0,) * 512,
+      tuple(i // 8 for i in range(512)),
+      ((),) * 512,
+    )
+    group = len(members)
+    each = traffic.Collective(
+      *('all-gather', sent, sent, 1, group, ('fsdp',), 'network', members, 'x')
+    )
+    return roofline.seconds(each, where, machine) - roofline.NETWORK_SECONDS
+
+  chip = machine.chip
+  # One device of each host, and all of them.
+  alone = seconds(tuple(range(0, 512, 8)))
+  assert alone == pytest.approx(sent / chip.dcn_bandwidth)
+  assert seconds(tuple(range(512))) == pytest.approx(
+    max(sent / (8 * chip.dcn_bandwidth), sent / chip.ici_bandwidth)
+  )
+
+
 def test_a_loop_takes_its_rounds():
   module = hlo.parse((HERE / 'tpu.txt').read_text())
   text = (HERE / 'tpu.txt').read_text()

@@ -227,6 +227,12 @@ def test_jobs_are_named_after_the_folder(workdir, name):
   assert slurm.Run(workdir=workdir, name=run.job).job == name
 
 
+def test_a_worker_has_a_name_of_its_own_that_every_engine_takes():
+  run = slurm.Run(workdir='/runs/a', name='x' * 40)
+  assert run.worker(0) == 'x' * 38 + '-0'
+  assert run.worker(11) == 'x' * 37 + '-11'
+
+
 def test_what_a_launcher_writes_lies_where_this_machine_can_write():
   assert slurm.Run(workdir='/a/b').folder == '/a/b/launch'
   assert slurm.Run(workdir='gs://a/b').folder == 'runs/launched/b'

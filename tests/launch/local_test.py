@@ -57,6 +57,21 @@ def test_a_worker_on_tpu_chips_has_a_board_of_its_own():
   ]
 
 
+def test_a_worker_has_the_devices_that_its_layout_is_checked_against(
+  monkeypatch,
+):
+  def devices(shared, workers):
+    run = local.Run(workdir='/runs/a', devices=shared, workers=workers)
+    return local.ENGINE.devices(run)
+
+  assert devices('gpu:0,1,2,3', 2) == 2
+  monkeypatch.delenv('XLA_FLAGS', raising=False)
+  assert devices('cpu:0,1', 2) == 1
+  flag = '--xla_force_host_platform_device_count=8'
+  monkeypatch.setenv('XLA_FLAGS', flag)
+  assert devices('cpu:0,1', 2) == 8
+
+
 @pytest.mark.parametrize('workers', [1, 2, 3, 5])
 def test_every_core_goes_to_one_worker_as_evenly_as_can_be(workers):
   one = run('cpu:0,1,2,3,4,5,6,7', workers)
@@ -92,8 +107,9 @@ def test_what_is_there_is_found(monkeypatch):
 
 
 def test_a_dry_run_prints_what_will_be_run_and_touches_nothing(
-  experiment_file, tmp_path, capsys
+  experiment_file, tmp_path, capsys, monkeypatch
 ):
+  monkeypatch.delenv('XLA_FLAGS')
   folder = tmp_path / 'sweep'
   flags = [f'--config={experiment_file}', f'--workdir={folder}', '--workers=2']
   more = ['--devices=cpu:0,1', '--python=python3', '--seed=3', '--dry_run']

@@ -37,15 +37,15 @@ def test_sizes_of_axes_on_so_many_devices(layout, devices, sizes):
 @pytest.mark.parametrize(
   ('data', 'fsdp', 'message'),
   [
-    (16, 1, "layout={'data': 16, 'fsdp': 1} needs 16 devices, this machine"),
-    (4, 4, "layout={'data': 4, 'fsdp': 4} needs 16 devices, this machine"),
-    (-1, 16, "layout={'data': -1, 'fsdp': 16} needs 16 devices, this machine"),
+    (16, 1, "layout={'data': 16, 'fsdp': 1} needs 16 devices, there are"),
+    (4, 4, "layout={'data': 4, 'fsdp': 4} needs 16 devices, there are"),
+    (-1, 16, "layout={'data': -1, 'fsdp': 16} needs 16 devices, there are"),
   ],
 )
 def test_a_mesh_larger_than_the_machine_names_both(data, fsdp, message):
   with pytest.raises(ValueError) as error:
     Layout(data, fsdp).mesh()
-  assert str(error.value) == f'{message} has 8'
+  assert str(error.value) == f'{message} 8'
 
 
 def test_what_does_not_divide_the_machine_names_both():
@@ -108,7 +108,7 @@ def test_mesh_has_named_auto_axes_over_the_first_devices():
 def test_mesh_takes_the_devices_it_is_given():
   devices = jax.devices()[4:]
   assert set(Layout().mesh(devices).devices.flat) == set(devices)
-  with pytest.raises(ValueError, match='needs 8 devices, this machine has 4'):
+  with pytest.raises(ValueError, match='needs 8 devices, there are 4'):
     Layout(data=8).mesh(devices)
 
 
