@@ -299,7 +299,8 @@ class Attention(nn.Module):
         kernel_init=self.kernel_init,
         name=name,
       )
-      return split.heads(y(x_BTD).reshape(B, T, heads, self.head_width))
+      y_BTHK = y(x_BTD).reshape(B, T, heads, self.head_width)
+      return activations.kept(split.heads(y_BTHK))
 
     q_BTHK = project(self.heads, 'query')
     k_BTGK = project(self.kv_heads, 'key')

@@ -116,7 +116,7 @@ class CrossAttention(nn.Module):
     )
     project = functools.partial(dense, inner, kernel_init=self.kernel_init)
     q_BTHK = project(name='query')(x_BTD).reshape(B, T, self.heads, -1)
-    q_BTHK = split.heads(q_BTHK)
+    q_BTHK = activations.kept(split.heads(q_BTHK))
     if memory_BSD is None:
       k_BHSK, v_BHSK, seen_BTS = self._recall()
     else:
@@ -128,7 +128,8 @@ class CrossAttention(nn.Module):
       )
       # Queries stay where they are, and see all keys of their heads.
       k_BHSK, v_BHSK = (
-        split.whole(split.heads(x)).swapaxes(1, 2) for x in (k_BSHK, v_BSHK)
+        split.whole(activations.kept(split.heads(x))).swapaxes(1, 2)
+        for x in (k_BSHK, v_BSHK)
       )
       if cached:
         seen_BTS = self._keep(k_BHSK, v_BHSK, seen_BTS)

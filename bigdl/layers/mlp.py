@@ -67,9 +67,10 @@ class MLP(nn.Module):
 
     act = FUNCTIONS[self.activation]
     x_BTD = activations.gathered(x_BTD)
-    h_BTF = dense(self.hidden, self.kernel_init, 'up')(x_BTD)
+    h_BTF = activations.kept(dense(self.hidden, self.kernel_init, 'up')(x_BTD))
     if self.activation in GATED:
       g_BTF = dense(self.hidden, self.kernel_init, 'gate')(x_BTD)
+      g_BTF = activations.kept(g_BTF)
       h_BTF = jax.checkpoint(lambda g, h: act(g) * h)(g_BTF, h_BTF)
     else:
       h_BTF = jax.checkpoint(act)(h_BTF)

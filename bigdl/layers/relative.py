@@ -208,7 +208,8 @@ class RelativeAttention(nn.Module):
       return value_HK.astype(self.dtype)
 
     q_BTHK, k_BTHK, v_BTHK = (
-      split.heads(project(name, x_BTD)) for name in ('query', 'key', 'value')
+      activations.kept(split.heads(project(name, x_BTD)))
+      for name in ('query', 'key', 'value')
     )
     u_HK, v_HK = bias('content_bias'), bias('position_bias')
     if start is None and split.by_ring(q_BTHK):

@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 
 from bigdl.layers import dense
-from bigdl.parallel import pipeline, target
+from bigdl.parallel import activations, pipeline, target
 
 StackKind = Literal['auto', 'loop', 'scan']
 RematKind = Literal['none', 'full', 'dots']
@@ -43,6 +43,15 @@ _POLICIES = {
     jax.checkpoint_policies.save_only_these_names(dense.NAME),
   ),
 }
+
+
+def _policy(remat: RematKind) -> Callable[..., Any] | None:
+  """Returns what the backward pass keeps; None: all that it needs."""
+  # Where `tensor` splits layers, the sums of their products are whole until they
+  # are scattered: each device keeps its part, and gathers again what it reads.
+  if remat == 'dots' and activations.parts('tensor') > 1:
+    return jax.checkpoint_policies.save_only_these_names(activations.KEPT)
+  return _POLICIES.get(remat)
 
 
 def resolve(kind: StackKind) -> Literal['loop', 'scan']:
@@ -107,9 +116,10 @@ def run(
     def step(block, x, *arrays):
       return block(x, *arrays, **turn)
 
-    if remat == 'none':
+    policy = _policy(remat)
+    if policy is None:
       return step
-    return nn.remat(step, policy=_POLICIES[remat], prevent_cse=prevent_cse)
+    return nn.remat(step, policy=policy, prevent_cse=prevent_cse)
 
   assert times == 1 or len(told) == 1
   if isinstance(blocks, list | tuple):
@@ -180,8 +190,9 @@ def _steps(block, arrays, turns, remat, *, mutable=(), times=1):
         variables, x, *arrays, rngs=rngs, mutable=list(mutable), **turn
       )
 
-    if remat != 'none':
-      step = jax.checkpoint(step, policy=_POLICIES[remat], prevent_cse=False)
+    policy = _policy(remat)
+    if policy is not None:
+      step = jax.checkpoint(step, policy=policy, prevent_cse=False)
     if times == 1:
       return step
 
