@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 import contextlib
 import dataclasses
+import errno
 import fnmatch
 import functools
 import importlib
@@ -128,17 +129,36 @@ def read_bytes(path: Path) -> bytes | None:
 
 
 def write(path: Path, text: str) -> None:
-  """Writes the file whole or not at all, over one that is there."""
+  """Writes the file whole or not at all, over one that is there.
+
+  After a loss of power the one or the other is there.
+  """
   if is_remote(path):
     filesystem(path).pipe_file(os.fspath(path), text.encode())
     return
   place = pathlib.Path(path)
   temporary = place.with_name(f'.{place.name}')
   try:
-    temporary.write_text(text, encoding='utf-8')
+    _put(temporary, text)
     os.replace(temporary, place)
   finally:
     temporary.unlink(missing_ok=True)
+
+
+def _put(path: pathlib.Path, text: str) -> None:
+  """Writes a file, and returns once it is on the disk.
+
+  Some file systems else give a file its name before its content.
+  """
+  with open(path, 'w', encoding='utf-8') as file:
+    file.write(text)
+    file.flush()
+    try:
+      os.fsync(file.fileno())
+    except OSError as error:
+      # The file system does not know the call.
+      if error.errno not in (errno.EINVAL, errno.ENOSYS):
+        raise
 
 
 def create(path: Path, text: str) -> bool:
@@ -156,7 +176,7 @@ def create(path: Path, text: str) -> bool:
   place = pathlib.Path(path)
   temporary = place.with_name(f'.{place.name}.{uuid.uuid4().hex[:12]}')
   try:
-    temporary.write_text(text, encoding='utf-8')
+    _put(temporary, text)
     # A link is made once, over NFS too, where O_EXCL once was not.
     os.link(temporary, place)
   except FileExistsError:

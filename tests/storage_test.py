@@ -32,6 +32,22 @@ def test_what_is_written_is_read_and_replaced_whole(place):
   assert storage.entries(place)['a.json'].size == len('second é'.encode())
 
 
+def test_a_file_gets_its_name_once_its_content_is_on_the_disk(
+  tmp_path, monkeypatch
+):
+  synced = []
+
+  def sync(file):
+    named = [p.name for p in tmp_path.iterdir() if p.name[0] != '.']
+    synced.append((os.fstat(file).st_size, sorted(named)))
+
+  monkeypatch.setattr(os, 'fsync', sync)
+  storage.write(tmp_path / 'a.json', 'text')
+  assert storage.create(tmp_path / 'claim', 'longer')
+  assert synced == [(4, []), (6, ['a.json'])]
+  assert storage.read(tmp_path / 'claim') == 'longer'
+
+
 def test_one_of_many_creates_a_file(place):
   path = f'{place}/claim'
   with futures.ThreadPoolExecutor(RACERS) as pool:

@@ -39,8 +39,9 @@ def join(
     ValueError: The flags make no sense, no cluster is detected, or the others
       have not come in time.
   """
-  if not seconds > 0:
-    raise ValueError(f'join_seconds={seconds} must be above 0')
+  # JAX and the system take it as a whole number of 32 bits.
+  if not 0 < seconds < 2**31:
+    raise ValueError(f'join_seconds={seconds} must be above 0 and below 2**31')
   import jax
 
   if not coordinator:

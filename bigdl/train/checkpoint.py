@@ -8,7 +8,7 @@ import errno
 import logging
 import os
 import pathlib
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from jax.experimental import multihost_utils
@@ -20,7 +20,20 @@ from bigdl.objectives.base import State
 from bigdl.train import device, remote, sums
 
 Say = Callable[[str], None]
+T = TypeVar('T')
 FOLDER = 'checkpoints'
+ELSEWHERE = 'on another host'
+# Of Abseil's status codes those that say nothing of what is stored:
+# https://abseil.io/docs/cpp/guides/status-codes.
+PASSING = (
+  'ABORTED',
+  'CANCELLED',
+  'DEADLINE_EXCEEDED',
+  'PERMISSION_DENIED',
+  'RESOURCE_EXHAUSTED',
+  'UNAUTHENTICATED',
+  'UNAVAILABLE',
+)
 
 
 def load(
@@ -163,27 +176,29 @@ class Store:
   def restore(self, like: State) -> State | None:
     """Returns the newest State that can be read, or None.
 
-    A checkpoint that cannot be read is renamed aside, `STEP.unreadable`, with
-    one line that says so.
+    A checkpoint whose files are damaged is renamed aside, `STEP.unreadable`,
+    with one line that says so. One that has no checksums, as those of older
+    versions, is damaged where it cannot be restored.
 
     Args:
       like: Shapes, dtypes and shardings (`jax.ShapeDtypeStruct`) to restore
         into; the mesh may differ from the one that saved.
+
+    Raises:
+      ValueError: The files are whole and yet are not such a state.
+      OSError: The disk or the store did not answer, or not this time.
+      RuntimeError: Another error, as of memory, or one on another host.
     """
     rest = self.steps()
     while rest:
       step = rest.pop()
-      state, problem = None, self._damage(step)
-      # All hosts read, or none: they wait for each other in orbax.
-      if not device.any_host(problem is not None):
-        state, problem = self._read(step, like)
-        if not device.any_host(problem is not None):
-          return state
+      state, problem = self._read(step, like)
+      if problem is None:
+        return state
       if not self._read_only:
         self._set_aside(step)
       self._say(
-        f'checkpoint {self.folder / str(step)} cannot be read'
-        f' ({problem or "on another host"}); '
+        f'checkpoint {self.folder / str(step)} cannot be read ({problem}); '
         + (f'going back to step {rest[-1]}' if rest else 'starting from step 0')
       )
     return None
@@ -197,23 +212,29 @@ class Store:
       if storage.is_remote(final):
         sums.write(final, final)
 
-  def _damage(self, step: int) -> str | None:
-    """Returns what is wrong with the files of a checkpoint, or None."""
-    try:
-      # Orbax meets a truncated file late, with traces from many threads, and
-      # other damage to its arrays not at all.
-      return sums.damage(
-        self.folder / str(step), jax.process_index(), jax.process_count()
-      )
-    except Exception as error:  # Of the disk, of JSON, of the store.
-      return _line(error)
-
   def _read(self, step: int, like: State) -> tuple[State | None, str | None]:
-    try:
-      args = ocp.args.StandardRestore(like)
-      return self._manager.restore(step, args=args), None
-    except Exception as error:  # Of orbax, TensorStore and the disk.
-      return None, _line(error)
+    """Returns the state that is saved, or what is wrong with its files."""
+    path = self.folder / str(step)
+    # Orbax meets a truncated file late, with traces from many threads, and
+    # other damage to its arrays not at all.
+    found, problem = _alike(
+      path,
+      lambda: sums.damage(path, jax.process_index(), jax.process_count()),
+      may_be_damaged=True,
+    )
+    if problem is None and device.any_host(found not in (None, sums.MISSING)):
+      problem = found or ELSEWHERE
+    if problem is not None:
+      return None, problem
+    unsummed = device.any_host(found == sums.MISSING)
+    if unsummed:
+      self._say(f'checkpoint {path} has no {sums.FILE}; it is read unchecked')
+    args = ocp.args.StandardRestore(like)
+    return _alike(
+      path,
+      lambda: self._manager.restore(step, args=args),
+      may_be_damaged=unsummed,
+    )
 
   def _set_aside(self, step: int) -> None:
     self._manager.close()
@@ -224,6 +245,56 @@ class Store:
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices(f'set aside {step}')
     self._manager = self._open()
+
+
+def _alike(
+  path: pathlib.Path, work: Callable[[], T], *, may_be_damaged: bool
+) -> tuple[T | None, str | None]:
+  """Returns what comes of reading, or what is wrong with the files.
+
+  The hosts wait for each other in orbax: all go on, or all return a problem, or
+  all raise.
+  """
+  result, problem, raised = None, None, None
+  try:
+    result = work()
+  except Exception as error:  # Of orbax, TensorStore, the disk, the store.
+    if may_be_damaged and _is_of_the_files(path, error):
+      problem = _line(error)
+    else:
+      raised = error
+  if device.any_host(raised is not None):
+    raise _untold(path, raised) from raised
+  if device.any_host(problem is not None):
+    return None, problem or ELSEWHERE
+  return result, None
+
+
+def _is_of_the_files(path: pathlib.Path, error: Exception) -> bool:
+  """Returns whether an error says that what is stored is wrong or not there.
+
+  Else it is of the network, of rights or of memory, and may not come again.
+  """
+  if isinstance(error, OSError):
+    # Of a disk EIO is a bad block; s3fs has it for what it does not know.
+    bad_block = error.errno == errno.EIO and not storage.is_remote(path)
+    return bad_block or isinstance(error, FileNotFoundError)
+  # TensorStore raises ValueError whatever has happened.
+  return isinstance(error, ValueError | KeyError | TypeError) and not any(
+    code in str(error) for code in PASSING
+  )
+
+
+def _untold(path: pathlib.Path, error: Exception | None) -> Exception:
+  """Returns the error that names the checkpoint, which is left as it is."""
+  if error is None:
+    return RuntimeError(f'checkpoint {path} was not restored {ELSEWHERE}')
+  text = f'checkpoint {path} was not restored and is kept: {_line(error)}'
+  if isinstance(error, OSError):
+    return OSError(text)
+  if _is_of_the_files(path, error):
+    return ValueError(text)
+  return OSError(text) if isinstance(error, ValueError) else RuntimeError(text)
 
 
 def _line(error: Exception) -> str:

@@ -31,6 +31,10 @@ SILENCE = 45.0  # Seconds without one, after which the holder is dead.
 NAME = 'lock'
 
 
+class Busy(ValueError):
+  """A run folder is another process's, which lives."""
+
+
 class Lease:
   """One holding of a folder; `check` says whether it still is one."""
 
@@ -55,11 +59,11 @@ class Lease:
     return True
 
   def check(self) -> None:
-    """Raises ValueError where another process has taken the folder over."""
+    """Raises Busy where another process has taken the folder over."""
     if not self._lost and time.monotonic() - self._seen > SILENCE:
       self._look()
     if self._lost:
-      raise ValueError(self._lost)
+      raise Busy(self._lost)
 
   def give_back(self) -> None:
     """Lets the next process have the folder at once."""
@@ -115,7 +119,7 @@ def held(folder: pathlib.Path, say: Callable[[str], None]) -> Iterator[Lease]:
     say: Takes one line where there is a wait.
 
   Raises:
-    ValueError: A process that lives holds it.
+    Busy: A process that lives holds it.
   """
   lease = _acquire(folder, say)
   try:
@@ -154,7 +158,7 @@ def _wait_for_silence(
     if now is None or now.get('released'):
       return
     if now != first:
-      raise ValueError(f'{folder} is being trained already by {_who(now)}')
+      raise Busy(f'{folder} is being trained already by {_who(now)}')
 
 
 def _is_dead(content: dict[str, Any]) -> bool:

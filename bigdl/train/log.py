@@ -20,11 +20,39 @@ FILE = 'metrics.jsonl'
 
 
 def read(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-  """Returns the whole lines of `metrics.jsonl`, [] where there is none."""
-  text = storage.read_bytes(storage.folder(workdir) / FILE) or b''
-  # A killed writer may leave half a line at the end.
-  lines = text[: text.rfind(b'\n') + 1].splitlines()
-  return [json.loads(line) for line in lines]
+  """Returns the whole lines of `metrics.jsonl`, [] where there is none.
+
+  Lines at the end that are no records are dropped: a killed writer leaves half
+  of one, a loss of power whatever was in those blocks.
+
+  Raises:
+    ValueError: Records follow a line that is none.
+  """
+  path = storage.folder(workdir) / FILE
+  text = storage.read_bytes(path) or b''
+  records: list[dict[str, Any]] = []
+  torn = 0
+  lines = text[: text.rfind(b'\n') + 1].split(b'\n')[:-1]
+  for number, line in enumerate(lines, 1):
+    record = _record(line)
+    if record is None:
+      torn = torn or number
+    elif torn:
+      raise ValueError(
+        f'{path}, line {torn} is no record, though line {number} is one; remove'
+        ' the lines that are damaged'
+      )
+    else:
+      records.append(record)
+  return records
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+  try:
+    value = json.loads(line)
+  except ValueError:
+    return None
+  return value if isinstance(value, dict) else None
 
 
 class Log:
@@ -66,9 +94,7 @@ class Log:
         self._closers.append(close)
 
     path = here / FILE
-    temporary = here / f'.{FILE}'
-    temporary.write_text(''.join(map(_line, self.records)))
-    os.replace(temporary, path)
+    storage.write(path, ''.join(map(_line, self.records)))
     # Unbuffered: a record that is written is the system's to keep.
     self._file = open(path, 'ab', buffering=0)  # noqa: SIM115
     self._mirror.start()

@@ -36,6 +36,7 @@ PACKAGES = (
   'orbax-checkpoint',
   'numpy',
 )
+Busy = lease.Busy
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -44,9 +45,15 @@ def write_json(path: pathlib.Path, value: Any) -> None:
 
 
 def read_json(path: pathlib.Path) -> Any:
-  """Returns the content of the file, or None where there is no such file."""
+  """Returns the content of the file, or None where there is none.
+
+  A loss of power can leave a file empty, or filled with zeros.
+
+  Raises:
+    ValueError: It is not JSON.
+  """
   text = storage.read(path)
-  if text is None:
+  if text is None or not text.strip('\0 \n'):
     return None
   try:
     return json.loads(text)
@@ -58,7 +65,7 @@ class Held(Protocol):
   """A run folder that is this process's own."""
 
   def check(self) -> None:
-    """Raises ValueError where it is not any more."""
+    """Raises Busy where it is not any more."""
 
 
 class _Always:
@@ -70,13 +77,18 @@ class _Always:
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path, say: Say = _warn) -> Iterator[Held]:
-  """Holds a run folder, or raises ValueError where a process has it.
+  """Holds a run folder, or raises Busy where a process has it.
 
-  On a disk it locks the file `workdir/lock`; an object store has a lease.
+  On a disk it locks the file `workdir/lock`; an object store has a lease. Where
+  the file system has no locks, as Lustre mounted without `flock`, one line says
+  so and the run goes on: in a sweep the claims keep others out.
 
   Args:
     workdir: The folder; made where there is none.
-    say: Takes one line where it has to wait for a sign of life.
+    say: Takes one line where it has to wait for a sign of life, or cannot lock.
+
+  Raises:
+    Busy: A process that lives holds it.
   """
   if storage.is_remote(workdir):
     with lease.held(workdir, say) as mine:
@@ -86,8 +98,13 @@ def locked(workdir: pathlib.Path, say: Say = _warn) -> Iterator[Held]:
   with open(workdir / 'lock', 'a') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise Busy(f'{workdir} is being trained already') from error
     except OSError as error:
-      raise ValueError(f'{workdir} is being trained already') from error
+      say(
+        f'{workdir} cannot be locked ({error.strerror}); see that no other process'
+        ' trains in it'
+      )
     yield _Always()
 
 

@@ -26,6 +26,7 @@ FILE = 'sums.json'
 PIECE = 'sums.{}.json'
 # Orbax writes the time of the commit into it after all else is summed.
 GROWS = '_CHECKPOINT_METADATA'
+MISSING = f'{FILE} is missing'
 BLOCK = 4 << 20  # Bytes read at a time.
 THREADS = 4
 
@@ -91,7 +92,7 @@ def damage(folder: pathlib.Path, host: int = 0, hosts: int = 1) -> str | None:
   """
   text = storage.read(folder / FILE)
   if text is None:
-    return f'{FILE} is missing'
+    return MISSING
   body = json.loads(text)
   files: Sums = body['files']
   found = storage.entries(folder)

@@ -119,6 +119,9 @@ def train(experiment_file, folder, *more):
     ),
     (['--processes=2'], '--processes and --process need --coordinator'),
     (['--distributed', '--join_seconds=0'], 'join_seconds=0.0 must be above 0'),
+    (['--distributed', '--join_seconds=inf'], 'join_seconds=inf must be above'),
+    (['--distributed', '--join_seconds=nan'], 'join_seconds=nan must be above'),
+    (['--coordinator=a:1', '--join_seconds=1e10'], 'must be above 0 and below'),
   ],
 )
 def test_flags_that_make_no_sense_are_refused_in_one_line(

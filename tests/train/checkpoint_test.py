@@ -177,12 +177,120 @@ def test_nothing_readable_starts_again(saved, tmp_path):
   folder, shapes, _ = saved
   shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
   for step in '12':
-    (tmp_path / 'checkpoints' / step / 'sums.json').unlink()
+    os.truncate(tmp_path / 'checkpoints' / step / 'sums.json', 0)
   said = []
   with checkpoint.Store(tmp_path, KEEPING, said.append) as store:
     assert store.restore(shapes) is None
   assert 'going back to step 1' in said[0]
   assert 'starting from step 0' in said[1]
+
+
+def fails(error):
+  def work(*_, **__):
+    raise error
+
+  return work
+
+
+def assert_kept(folder):
+  found = sorted(p.name for p in (folder / 'checkpoints').iterdir())
+  assert found == ['1', '2']
+
+
+@pytest.mark.parametrize(
+  'error, kind',
+  [
+    (OSError(errno.ETIMEDOUT, 'timed out'), OSError),
+    (OSError(errno.ESTALE, 'stale'), OSError),
+    (PermissionError('ExpiredToken'), OSError),
+    (MemoryError('out of memory'), RuntimeError),
+    (ValueError('UNAVAILABLE: 503'), OSError),
+  ],
+)
+@pytest.mark.parametrize('summed', [True, False])
+def test_a_read_that_fails_in_passing_costs_no_checkpoint(
+  saved, tmp_path, monkeypatch, error, kind, summed
+):
+  folder, shapes, states = saved
+  shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+  said = []
+  with checkpoint.Store(tmp_path, KEEPING, said.append) as store:
+    with monkeypatch.context() as patch:
+      if summed:
+        patch.setattr(checkpoint.sums, 'damage', fails(error))
+      else:
+        (tmp_path / 'checkpoints' / '2' / 'sums.json').unlink()
+        patch.setattr(store._manager, 'restore', fails(error))
+      with pytest.raises(kind, match=r'checkpoints/2 was not restored') as told:
+        store.restore(shapes)
+    assert type(told.value) is kind and '\n' not in str(told.value)
+    assert_kept(tmp_path)
+    # Once it can be read, it is.
+    assert_same(store.restore(shapes), states[2])
+
+
+def test_a_bad_block_is_damage(saved, tmp_path, monkeypatch):
+  folder, shapes, states = saved
+  shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+  damage = checkpoint.sums.damage
+
+  def bad(path, *hosts):
+    if path.name == '2':
+      raise OSError(errno.EIO, os.strerror(errno.EIO))
+    return damage(path, *hosts)
+
+  monkeypatch.setattr(checkpoint.sums, 'damage', bad)
+  said = []
+  with checkpoint.Store(tmp_path, KEEPING, said.append) as store:
+    assert_same(store.restore(shapes), states[1])
+    assert store.steps() == [1]
+  assert len(said) == 1 and 'going back to step 1' in said[0]
+
+
+def test_a_state_of_another_structure_is_told_and_kept(saved, tmp_path):
+  folder, shapes, _ = saved
+  shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+  other = shapes.replace(params={'other': shapes.params})
+  with (
+    checkpoint.Store(tmp_path, KEEPING, print) as store,
+    pytest.raises(ValueError, match=r'checkpoints/2 was not restored') as error,
+  ):
+    store.restore(other)
+  assert '\n' not in str(error.value)
+  assert_kept(tmp_path)
+
+
+def test_an_error_on_another_host_is_raised_on_this_one(
+  saved, tmp_path, monkeypatch
+):
+  folder, shapes, _ = saved
+  shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+  monkeypatch.setattr(checkpoint.device, 'any_host', lambda flag: True)
+  with (
+    checkpoint.Store(tmp_path, KEEPING, print) as store,
+    pytest.raises(RuntimeError, match='on another host'),
+  ):
+    store.restore(shapes)
+  assert_kept(tmp_path)
+
+
+@pytest.mark.parametrize('whole', [True, False])
+def test_without_sums_a_checkpoint_is_damaged_where_it_cannot_be_restored(
+  saved, tmp_path, whole
+):
+  folder, shapes, states = saved
+  shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+  newest = tmp_path / 'checkpoints' / '2'
+  (newest / 'sums.json').unlink()
+  if not whole:
+    # TensorStore would leave threads behind.
+    os.truncate(newest / 'default' / '_METADATA', 20)
+  said = []
+  with checkpoint.Store(tmp_path, KEEPING, said.append) as store:
+    assert_same(store.restore(shapes), states[2 if whole else 1])
+    assert store.steps() == ([1, 2] if whole else [1])
+  assert 'has no sums.json; it is read unchecked' in said[0]
+  assert len(said) == (1 if whole else 2)
 
 
 def test_saves_are_kept_by_count_and_by_step(tmp_path):

@@ -57,7 +57,7 @@ def test_one_holder_at_a_time_and_the_next_at_once(folder, hasty):
       (name,) = names(folder)
       assert not json.loads(storage.read(folder / name))['released']
       with (
-        pytest.raises(ValueError, match='is being trained already by process'),
+        pytest.raises(record.Busy, match='is being trained already by process'),
         record.locked(folder, said.append),
       ):
         pass
@@ -118,7 +118,7 @@ def test_a_holder_that_was_paused_stops_once_it_is_replaced(folder):
     held.check()  # Nobody has come.
     held._seen -= 2 * lease.SILENCE
     put(folder, number=2, process=9)
-    with pytest.raises(ValueError, match='taken over by process 9 on far'):
+    with pytest.raises(record.Busy, match='taken over by process 9 on far'):
       held.check()
   # The other's lock is the other's.
   assert not json.loads(storage.read(folder / 'lock.2'))['released']
@@ -128,7 +128,7 @@ def test_a_holder_that_lives_learns_it_from_its_beat(folder, hasty):
   with record.locked(folder, lambda line: None) as held:
     put(folder, number=2)
     held._thread.join(timeout=60)
-    with pytest.raises(ValueError, match='taken over'):
+    with pytest.raises(record.Busy, match='taken over'):
       held.check()
 
 

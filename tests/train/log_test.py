@@ -48,6 +48,25 @@ def test_half_a_line_at_the_end_is_dropped(tmp_path, cut):
   assert [r['step'] for r in log.read(tmp_path)] == [1, 2]
 
 
+@pytest.mark.parametrize('tail', [b'\0\0\0\n', b'{"st\n\xff\n', b'\n'])
+def test_what_a_loss_of_power_leaves_at_the_end_is_dropped(tmp_path, tail):
+  write(tmp_path, 1, 2)
+  with open(tmp_path / 'metrics.jsonl', 'ab') as file:
+    file.write(tail)
+  assert [r['step'] for r in log.read(tmp_path)] == [1, 2]
+  write(tmp_path, 3, step=2)
+  assert [r['step'] for r in log.read(tmp_path)] == [1, 2, 3]
+
+
+def test_a_damaged_line_before_others_is_named(tmp_path):
+  write(tmp_path, 1, 2, 3)
+  path = tmp_path / 'metrics.jsonl'
+  lines = path.read_text().splitlines(keepends=True)
+  path.write_text(lines[0] + '{"st\n' + lines[2])
+  with pytest.raises(ValueError, match=r'metrics\.jsonl, line 2 is no record'):
+    log.read(tmp_path)
+
+
 def test_no_file_is_no_records(tmp_path):
   assert log.read(tmp_path) == []
 

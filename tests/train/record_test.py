@@ -1,8 +1,9 @@
 """What a run folder says of itself."""
 
+import errno
+import fcntl
 import json
 import os
-import pathlib
 
 import pytest
 
@@ -15,15 +16,13 @@ def test_json_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
   path = tmp_path / 'record.json'
   record.write_json(path, {'step': 1})
 
-  def torn(self, text, **_):
-    assert self != path
-    with open(self, 'w') as file:
-      file.write(text[:3])
+  def torn(file):
+    os.ftruncate(file, 3)
     raise OSError('full')
 
   with monkeypatch.context() as patch:
-    patch.setattr(pathlib.Path, 'write_text', torn)
-    with pytest.raises(OSError):
+    patch.setattr(os, 'fsync', torn)
+    with pytest.raises(OSError, match='full'):
       record.write_json(path, {'step': 2})
     assert record.read_json(path) == {'step': 1}
   # The new file takes the place of the old one; the old one is not written.
@@ -39,6 +38,12 @@ def test_missing_json_is_none_and_broken_json_is_one_line(tmp_path):
   (tmp_path / 'half.json').write_text('{"a')
   with pytest.raises(ValueError, match=r'half\.json is not JSON'):
     record.read_json(tmp_path / 'half.json')
+
+
+@pytest.mark.parametrize('left', [b'', b'\0' * 12, b'\n'])
+def test_what_a_loss_of_power_leaves_is_none(tmp_path, left):
+  (tmp_path / 'record.json').write_bytes(left)
+  assert record.read_json(tmp_path / 'record.json') is None
 
 
 def test_same_config_passes_also_through_json(tmp_path):
@@ -80,12 +85,24 @@ def test_checkpoints_without_a_config_are_not_touched(tmp_path):
 def test_lock_is_free_again_after_use(tmp_path):
   with (
     record.locked(tmp_path / 'new'),
-    pytest.raises(ValueError, match='being trained already'),
+    pytest.raises(record.Busy, match='being trained already'),
     record.locked(tmp_path / 'new'),
   ):
     pass
   with record.locked(tmp_path / 'new'):
     pass
+
+
+def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch):
+  def unknown(file, how):
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+  monkeypatch.setattr(fcntl, 'flock', unknown)
+  said = []
+  with record.locked(tmp_path, said.append) as held:
+    held.check()
+  assert len(said) == 1
+  assert f'{tmp_path} cannot be locked (Function not implemented)' in said[0]
 
 
 def test_written_config_is_what_json_makes_of_it(tmp_path):
