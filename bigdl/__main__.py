@@ -75,6 +75,9 @@ def main(argv: list[str] | None = None) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
   except OSError as e:
+    if e.errno is None:
+      # A store does not answer, say: not bad input, and later it may.
+      return _fail(str(e), debug, code=1)
     if e.errno not in REFUSALS:
       raise
     where = f': {e.filename}' if e.filename else ''

@@ -7,8 +7,10 @@ Command:  python launch/tpu_vm.py --config=experiments/quickstart.py \\
 A worker is one queued resource (cloud.google.com/tpu/docs/queued-resources): all
 machines of a topology. Each machine runs the same script when it boots, which
 installs the code and hands the worker to systemd: that starts it again when it
-dies, tells it to save when a spot machine is taken back, and at the end deletes
-the queued resource, so that nobody pays for machines that idle. A spot machine
+dies, tells it to save when a spot machine is taken back, and deletes the queued
+resource when all cells are done or nothing can be (bad input, a full disk: exit
+code 2), so that nobody pays for machines that idle; `--keep` keeps it, and what
+the workers printed. A spot machine
 that was taken back is gone: `--action=delete`, then launch again; training goes on
 where it was. `--action=status` and `--action=logs` look at the workers.
 """
@@ -47,7 +49,7 @@ class Run(base.Run):
   spot: bool = True  # Machines that may be taken back.
   runtime: str = ''  # Image of the machines; '' is the one JAX needs.
   grace: int = 300  # Seconds to save in, when told to leave.
-  keep: bool = False  # Keep the machines when all cells are done.
+  keep: bool = False  # Keep the machines that have nothing left to do.
   service_account: str = ''  # Of the machines; it must reach the workdir.
   options: tuple[str, ...] = ()  # More of create's: --network=net …
 
@@ -186,8 +188,9 @@ def _end(run: Run, worker: int) -> str:
   """Returns the script that systemd runs when the worker has ended."""
   gone = command(dataclasses.replace(run, action='delete'), worker)
   return (
-    '# Nothing is left to do: the first machine gives all of them back.\n'
-    '[ "$EXIT_STATUS" = 0 ] || exit 0\n'
+    '# Nothing is left to do (0), or can be (2: bad input, a full disk): the\n'
+    '# first machine gives all of them back.\n'
+    '[ "$EXIT_STATUS" = 0 ] || [ "$EXIT_STATUS" = 2 ] || exit 0\n'
     "number=$(curl -s -H 'Metadata-Flavor: Google' \\\n"
     f'  {_METADATA}/attributes/agent-worker-number)\n'
     '[ "$number" = 0 ] || exit 0\n'

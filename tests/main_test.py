@@ -95,6 +95,7 @@ def test_arguments_and_exit_code_pass_through(verb):
     ),
     (FileNotFoundError(errno.ENOENT, 'No such file', '/x'), 2, 'No such file'),
     (PermissionError(errno.EACCES, 'Permission denied', '/x'), 2, 'Permission'),
+    (OSError('the store does not answer'), 1, 'the store does'),
     (KeyboardInterrupt(), 130, 'interrupted'),
   ],
 )

@@ -2,8 +2,9 @@
 
 What happens is told as events, JSON values with the keys `event` and `cell`:
 start (attempt), progress (step, steps, loss, …), say (line), done (record),
-failed (message, input), lost (line), where another worker has taken the cell, and
-settled (state), of a cell that is over and was not trained here.
+failed (message, input), lost (line, busy), where another worker has taken the
+cell or, busy, does not let go of it, and settled (state), of a cell that is over
+and was not trained here.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from bigdl import config
 from bigdl.commands import _run
 from bigdl.fleet import attempts, claims, content
 from bigdl.fleet.manifest import Cell, Manifest
-from bigdl.train import batches, device
+from bigdl.train import batches, device, record
 from bigdl.train import run as loop
 
 OnEvent = Callable[[dict[str, Any]], None]
 Stop = Callable[[], object]
 PAUSE = 0.5  # Seconds between two looks for a cell.
+PAUSE_BUSY = 10.0  # Seconds for the former holder of a cell to leave it.
+FULL = 'no space left'  # How a run that a full disk stopped begins to say so.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,6 +119,7 @@ def train(
   Raises:
     ValueError: A cell met bad input.
     claims.Lost: A cell of several hosts was taken by another worker.
+    record.Busy: A cell of several hosts is still in the hands of another.
   """
   tally, known = Tally(), set[str]()
   # All hosts leave, or none does.
@@ -154,12 +158,20 @@ def train(
       raise ValueError(f'{name}: {event["message"]}')
     if terms.once or tally.interrupted:
       break
+    if event.get('busy'):
+      _rest(PAUSE_BUSY, stop)
   return tally
 
 
-def _signal(record: dict[str, Any], stop: Stop) -> int:
+def _rest(seconds: float, stop: Stop) -> None:
+  end = time.monotonic() + seconds
+  while time.monotonic() < end and not stop():
+    time.sleep(PAUSE)
+
+
+def _signal(said: dict[str, Any], stop: Stop) -> int:
   """Returns the signal upon which a run was left, 0 for another reason."""
-  name = record.get('stopped_by') or ''
+  name = said.get('stopped_by') or ''
   if name in signal.Signals.__members__:
     return signal.Signals[name]
   return _number(stop())
@@ -187,7 +199,7 @@ def _train(
   try:
     experiment = config.from_json(dict(held.cell.config))
     _check_data(held.cell, experiment)
-    record = loop.run(
+    said = loop.run(
       experiment,
       f'{folder}/cells/{name}',
       config=dict(held.cell.config),
@@ -201,6 +213,13 @@ def _train(
     if not alone:
       raise
     return {'event': 'lost', 'cell': name, 'line': str(error)}
+  except record.Busy as error:
+    # Its former holder, silent for a while, is back and has not noticed yet.
+    held.end('returned', message=str(error))
+    if not alone:
+      raise
+    line = str(error)
+    return {'event': 'lost', 'cell': name, 'line': line, 'busy': True}
   except batches.Hung as error:
     # Of several hosts; of one, it is an end like another.
     held.end('returned', message=str(error))
@@ -219,13 +238,13 @@ def _train(
   except BaseException:
     held.end('returned')
     raise
-  over = record['status'] in attempts.OVER
+  over = said['status'] in attempts.OVER
   held.end(
-    record['status'] if over else 'returned',
-    step=record['step'],
-    message=record['message'],
+    said['status'] if over else 'returned',
+    step=said['step'],
+    message=said['message'],
   )
-  return {'event': 'done', 'cell': name, 'record': record}
+  return {'event': 'done', 'cell': name, 'record': said}
 
 
 def _failed(name: str, message: str, *, is_input: bool) -> dict[str, Any]:

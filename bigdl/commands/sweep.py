@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 import sys
 from typing import Any
@@ -60,8 +61,9 @@ def main(argv: list[str]) -> int:
   own = [f.name for f in dataclasses.fields(Flags)]
   for name, least in _LEAST.items():
     value = getattr(given, name)
-    if value < least:
-      raise ValueError(f'{name}={value} must be {least} or more')
+    if not least <= value < math.inf:
+      finite = ', and finite' * isinstance(value, float)
+      raise ValueError(f'{name}={value} must be {least} or more{finite}')
   if not (given.workdir or given.dry_run):
     raise ValueError('--workdir=DIR is required, unless --dry_run')
   if storage.is_remote(given.workdir) and not (
@@ -257,7 +259,10 @@ def _train(plan: Any, folder: pathlib.Path, given: Flags, note: str) -> int:
     folder=str(folder),
     cores=tuple(_pool.cores()),
     cache=jax.config.jax_compilation_cache_dir,  # type: ignore[attr-defined]
-    code=content.package(),
+    # As the claims of `bigdl work` say it.
+    code=content.of(
+      content.code([config.to_json(cell.experiment) for cell in plan])
+    ),
     silence=given.silence,
     attempts=given.attempts,
   )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import sys
+import time
 import traceback
-from typing import Any
+from typing import Any, NoReturn
 
 from bigdl import flags
 
@@ -18,8 +20,9 @@ class Flags:
   Each worker claims a cell at a time, the costliest first, until none is left;
   start as many as there are machines, each of which sees the folder. The cell
   of one that dies goes on elsewhere from its last checkpoint. Exit codes: 0
-  nothing is left to do, 1 a cell failed here, 2 bad input or a full disk, 130
-  and 143 stopped by SIGINT and SIGTERM after saving and giving the cell back.
+  nothing is left to do, 1 a cell failed here or its data did not come, 2 bad
+  input or a full disk, 130 and 143 stopped by SIGINT and SIGTERM after saving and
+  giving the cell back. After 1 it is worth starting again, after 2 it is not.
   """
 
   workdir: str  # Sweep folder that `bigdl sweep --plan_only` has planned.
@@ -41,8 +44,9 @@ def main(argv: list[str]) -> int:
   given, _ = flags.parse(Flags, argv, verb='work')
   for name in ('attempts', 'silence'):
     value = getattr(given, name)
-    if value < 1:
-      raise ValueError(f'{name}={value} must be 1 or more')
+    if not 1 <= value < math.inf:
+      finite = ', and finite' * isinstance(value, float)
+      raise ValueError(f'{name}={value} must be 1 or more{finite}')
   if given.cores:
     _bind(given.cores)
   # A folder that is not a sweep's is refused before JAX is imported.
@@ -81,7 +85,7 @@ def _work(given: Flags, folder: Any, plan: Any, *, alone: bool) -> int:
 
   from bigdl.commands import _board, _cells, _hosts, _run
   from bigdl.fleet import attempts, claims, content
-  from bigdl.train import batches, device, signals
+  from bigdl.train import device, signals
 
   device.keep_memory()
   code = content.code([cell.config for cell in plan.cells])
@@ -118,22 +122,41 @@ def _work(given: Flags, folder: Any, plan: Any, *, alone: bool) -> int:
         stop=stop,
       )
     except Exception as error:
-      hung = isinstance(error, batches.Hung)
-      if alone or (isinstance(error, ValueError) and not hung):
+      if alone:
         raise
-      # The others wait for this process in an update: at its end JAX ends them,
-      # while it would wait for them at an exit.
-      if not (hung or isinstance(error, claims.Lost)):
-        traceback.print_exc()
-      _say(f'{given.workdir}: {error}')
-      os._exit(2 if hung else 1)
+      _leave(error, given.workdir)
   if first:
     _say(f'{given.workdir}: {_end(tally, queue)}')
   if tally.signal:
     return 128 + tally.signal
   if tally.interrupted:
-    return 2
+    return 2 if tally.interrupted.startswith(_cells.FULL) else 1
   return 1 if tally.failed else 0
+
+
+def _leave(error: Exception, workdir: str) -> NoReturn:
+  """Ends this process, one of several, at once.
+
+  The others wait for it in an update: at its end JAX ends them, while it would
+  wait for them at an exit.
+  """
+  import jax
+
+  from bigdl.commands import _join
+  from bigdl.fleet import claims
+  from bigdl.train import batches, record
+
+  # What another start may not meet again.
+  passing = isinstance(error, claims.Lost | batches.Hung | record.Busy)
+  bad_input = isinstance(error, ValueError) and not passing
+  if not (passing or bad_input):
+    traceback.print_exc()
+  _say(f'{workdir}: {error}')
+  sys.stdout.flush()
+  if jax.process_index() == 0:
+    # Those that meet the same error say so before JAX ends them.
+    time.sleep(_join.SECONDS_FOR_OTHERS)
+  os._exit(2 if bad_input else 1)
 
 
 def _end(tally: Any, queue: Any) -> str:

@@ -210,7 +210,11 @@ class Claims:
       'time': time.time(),
     }
     name = f'{FOLDER}/{cell.name}.{number}.claim'
-    held = self._store.create(name, (json.dumps(body) + '\n').encode())
+    texts = [
+      (json.dumps({**body, 'locked': locked}) + '\n').encode()
+      for locked in (True, False)
+    ]
+    held = self._store.create(name, *texts)
     if held is None:
       return None
     if attempts.held:
@@ -249,7 +253,7 @@ class Claims:
       owner = self._claims[key] = told.read(self._store, cell, number, 'claim')
     if owner.get('machine') == self._machine:
       held = self._held(cell, number)
-      if held is False:
+      if held is False and owner.get('locked', True):
         return True
       if held and cell not in self._seen:
         self._alive.add(key)

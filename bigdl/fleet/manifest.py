@@ -16,7 +16,7 @@ from bigdl.fleet import content
 from bigdl.fleet.store import Store
 
 FILE = 'manifest.json'
-SCHEMA = 1
+SCHEMA = 2
 # Of a layout, what its number of devices is the product of.
 _AXES = ('pipeline', 'data', 'fsdp', 'context', 'tensor')
 
@@ -28,6 +28,7 @@ class Hash:
   config: str  # Of the experiment as JSON.
   data: str  # Of the fingerprints of training and held-out data.
   code: str  # Of bigdl and the experiment's own files, when it was planned.
+  facts: str  # Of what its record carries beside its own, and of its FLOPs.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,8 +93,13 @@ def cell(
   """
   # As it will be read again: tuples are lists there.
   config, data, facts = json.loads(json.dumps([config, dict(data), facts]))
-  hashes = Hash(content.of(config), content.of(data), content.of(dict(code)))
   steps, flops = config['steps'], float(flops or 0)
+  hashes = Hash(
+    content.of(config),
+    content.of(data),
+    content.of(dict(code)),
+    content.of([facts, flops]),
+  )
   return Cell(name, hashes, data, steps, flops, facts, config)
 
 
@@ -176,11 +182,16 @@ class _Reader:
     if steps != tree['config'].get('steps'):
       inner = tree['config'].get('steps')
       self._fail(f'{path}.steps', steps, f'{inner}, as in its config')
-    number = isinstance(flops, int | float) and not isinstance(flops, bool)
-    if not number or not 0 <= flops < math.inf:
+    if not _is_number(flops) or flops < 0:
       self._fail(f'{path}.flops', flops, 'a number from 0')
+    self._facts(tree['facts'], f'{path}.facts')
     hashes = self._fields(tree['hash'], f'{path}.hash', _names(Hash))
-    found = Hash(content.of(tree['config']), content.of(tree['data']), code)
+    found = Hash(
+      content.of(tree['config']),
+      content.of(tree['data']),
+      code,
+      content.of([tree['facts'], float(flops)]),
+    )
     for field, value in dataclasses.asdict(found).items():
       if hashes[field] != value:
         self._fail(
@@ -189,6 +200,19 @@ class _Reader:
           f'{value}, which its {field} has (was it edited?)',
         )
     return Cell(**{**tree, 'hash': found})
+
+  def _facts(self, facts: dict, path: str) -> None:
+    for name in ('params', 'flops_per_unit'):
+      value = facts.get(name)
+      if value is not None and not isinstance(value, dict):
+        self._fail(f'{path}.{name}', value, 'an object of numbers')
+      for key, number in (value or {}).items():
+        self._number(number, f'{path}.{name}.{key}')
+    self._number(facts.get('budget'), f'{path}.budget')
+
+  def _number(self, value: Any, path: str) -> None:
+    if value is not None and not _is_number(value):
+      self._fail(path, value, 'a number or null')
 
   def _fields(self, tree: Any, path: str, names: Sequence[str]) -> dict:
     if not isinstance(tree, dict):
@@ -217,6 +241,11 @@ class _Reader:
     shown = json.dumps(value)
     shown = shown if len(shown) <= 60 else f'{shown[:57]}...'
     raise ValueError(f'{self.where}: {path}={shown}: expected {expected}')
+
+
+def _is_number(value: Any) -> bool:
+  number = isinstance(value, int | float) and not isinstance(value, bool)
+  return number and math.isfinite(value)
 
 
 def _names(cls: type) -> tuple[str, ...]:

@@ -53,10 +53,15 @@ class Run:
 
   @property
   def share(self) -> float:
-    """The part of the run that is done, or that no one will do."""
-    if self.state in ('finished', 'diverged', 'failed'):
+    """The part of the run that is done."""
+    if self.state in ('finished', 'diverged'):
       return 1.0
     return min(1.0, self.step / self.steps)
+
+  @property
+  def rest(self) -> float:
+    """The part of the run that is left to do; none is of one that failed."""
+    return 0.0 if self.state == 'failed' else 1.0 - self.share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +114,7 @@ class Status:
       return {}
     if not (done and sum(spent.values())):
       return None
-    todo = sum(self._work(r) * (1 - r.share) for r in self.runs)
+    todo = sum(self._work(r) * r.rest for r in self.runs)
     hours = sum(spent.values()) * todo / done
     shares: Mapping[str, float] = self.devices or {
       k: v for k, v in spent.items() if v
@@ -140,8 +145,8 @@ class Status:
     if not at_work:
       return None
     hours = sum(left.values())
-    todo = sum(self._work(r) * (1 - r.share) for r in self.runs)
-    longest = max(self._work(r) * (1 - r.share) for r in self.runs)
+    todo = sum(self._work(r) * r.rest for r in self.runs)
+    longest = max(self._work(r) * r.rest for r in self.runs)
     # Of the workers that there are, as many devices as one of them has.
     width = at_work / self.count('claimed')
     return 3600 * max(hours / at_work, hours * longest / todo / width)
@@ -208,6 +213,7 @@ def _run(
     state = 'failed' if failed else 'waiting'
   held = state == 'claimed'
   dead = held and owner.get('machine') == machine
+  dead = dead and owner.get('locked', True)
   dead = dead and store.held(f'{told.FOLDER}/{name}.{last}.claim') is False
   messages = [t['message'] for t in tales if t.get('message')]
   run = Run(

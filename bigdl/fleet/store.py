@@ -43,8 +43,17 @@ class Store(Protocol):
   def write(self, name: str, data: bytes) -> None:
     """Writes a file whole or not at all."""
 
-  def create(self, name: str, data: bytes) -> Held | None:
-    """Writes a file whole if there is none of that name, else returns None."""
+  def create(
+    self, name: str, data: bytes, unlocked: bytes | None = None
+  ) -> Held | None:
+    """Writes a file whole if there is none of that name, else returns None.
+
+    Args:
+      name: Of the file.
+      data: What it says.
+      unlocked: What it says instead where its creator cannot hold it, so that
+        `held` knows nothing; None for the same.
+    """
 
   def mark(self, name: str, data: bytes) -> None:
     """Overwrites a short file; a reader may see it half written."""
@@ -115,15 +124,22 @@ class Local:
     finally:
       part.unlink(missing_ok=True)
 
-  def create(self, name: str, data: bytes) -> Held | None:
+  def create(
+    self, name: str, data: bytes, unlocked: bytes | None = None
+  ) -> Held | None:
     path = self.root / name
     part = self._part(name, data)
-    descriptor = os.open(part, os.O_RDONLY)
+    other = data if unlocked is None else unlocked
+    # NFS locks a file for one process only where it is open for writing, as it
+    # takes byte-range locks instead: flock(2).
+    descriptor = os.open(part, os.O_RDWR)
     try:
       # Locked before it has its name: no one sees it without its holder.
-      with contextlib.suppress(OSError):
+      try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      if not _link(part, path):
+      except OSError:
+        part.write_bytes(other)
+      if not _link(part, path, other):
         os.close(descriptor)
         return None
     except BaseException:
@@ -213,8 +229,11 @@ class Bucket:
   def write(self, name: str, data: bytes) -> None:
     storage.write(f'{self.url}/{name}', data.decode())
 
-  def create(self, name: str, data: bytes) -> Held | None:
-    made = storage.create(f'{self.url}/{name}', data.decode())
+  def create(
+    self, name: str, data: bytes, unlocked: bytes | None = None
+  ) -> Held | None:
+    text = (data if unlocked is None else unlocked).decode()
+    made = storage.create(f'{self.url}/{name}', text)
     return Held() if made else None
 
   def mark(self, name: str, data: bytes) -> None:
@@ -236,8 +255,11 @@ class Bucket:
     return None
 
 
-def _link(part: pathlib.Path, path: pathlib.Path) -> bool:
-  """Gives a file its final name; returns False where that name is taken."""
+def _link(part: pathlib.Path, path: pathlib.Path, other: bytes) -> bool:
+  """Gives a file its final name; returns False where that name is taken.
+
+  Where there are no links it is another file, without the lock, and says `other`.
+  """
   try:
     os.link(part, path)
   except FileExistsError:
@@ -249,7 +271,7 @@ def _link(part: pathlib.Path, path: pathlib.Path) -> bool:
     # A file system without links; a reader may see the file still empty.
     try:
       with open(path, 'xb') as file:
-        file.write(part.read_bytes())
+        file.write(other)
     except FileExistsError:
       return False
   return True

@@ -245,7 +245,9 @@ def _claim(
     except (OSError, ValueError) as error:
       problem = error
   if device.any_host(problem is not None):
-    raise problem or ValueError(f'{folder}: the first host was refused it')
+    busy = device.any_host(isinstance(problem, record.Busy))
+    kind = record.Busy if busy else ValueError
+    raise problem or kind(f'{folder}: the first host was refused it')
   return held
 
 

@@ -282,6 +282,17 @@ def test_a_misspelt_field_is_refused_with_the_nearest(
   assert not folder.exists()
 
 
+@pytest.mark.parametrize('silence', ['nan', 'inf', '0.5'])
+def test_a_silence_that_is_no_time_is_refused(
+  silence, experiment_file, tmp_path, capsys
+):
+  flag = f'--silence={silence}'
+  assert program.main(arguments(experiment_file, tmp_path / 's', flag)) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert f'silence={silence} must be 1 or more, and finite' in line
+  assert not (tmp_path / 's').exists()
+
+
 def test_a_folder_of_another_sweep_is_refused_and_kept(
   swept, experiment_file, capsys
 ):

@@ -177,6 +177,24 @@ def test_a_sweep_keeps_the_code_that_its_first_cells_were_trained_by(
   assert manifest.read(Local(planned)).code['bigdl'] == 'f' * 16
 
 
+def test_a_sweep_and_a_worker_of_the_same_code_say_the_same(
+  planned, small_file, monkeypatch
+):
+  monkeypatch.setattr(_cells.loop, 'run', lambda *_, **__: _stopped())
+  assert work(planned, '--once') == 2
+  setups = []
+
+  def train(names, setup, **_):
+    setups.append(setup)
+    return _pool.Outcome(failed=dict.fromkeys(names, 'not here'))
+
+  monkeypatch.setattr(_pool, 'train', train)
+  words = [f'--config={small_file}', f'--workdir={planned}']
+  assert program.main(['sweep', *words]) == 1
+  claim = attempts.read(Local(planned), 'c8e07_n3824', 1, 'claim')
+  assert [setup.code for setup in setups] == [claim['code']]
+
+
 def _stopped() -> dict:
   return {'status': 'interrupted', 'step': 1, 'message': 'no space left'}
 
@@ -204,6 +222,8 @@ def test_a_folder_without_a_manifest_or_with_nonsense_is_refused(
   [
     ('--attempts=0', 'attempts=0 must be 1 or more'),
     ('--silence=0', 'silence=0.0 must be 1 or more'),
+    ('--silence=nan', 'silence=nan must be 1 or more, and finite'),
+    ('--silence=inf', 'silence=inf must be 1 or more, and finite'),
     ('--cores=4096', 'must be among'),
     ('--wiat', '--wiat: no such field; nearest is --wait'),
   ],

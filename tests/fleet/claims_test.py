@@ -102,6 +102,24 @@ def test_a_run_that_diverged_goes_on_under_another_guard(worker, folder, write):
   assert one.settled == {'b': 'diverged'}
 
 
+def test_over_nfs_a_living_workers_cell_is_its_own(worker, folder, nfs):
+  first = worker().next()
+  assert worker().next().cell.name == 'c'
+  first.check()
+  die(first)
+  assert worker().next().cell.name == 'b'
+
+
+def test_without_locks_the_beat_alone_says_who_lives(worker, unlockable):
+  clock = Clock()
+  first, other = worker().next(), worker(clock=clock)
+  assert [other.next().cell.name for _ in range(2)] == ['c', 'a']
+  assert other.next() is None
+  die(first)
+  clock.now = 61.0
+  assert other.next().cell.name == 'b'
+
+
 def test_a_dead_workers_cell_is_claimed_again_at_once_on_its_machine(
   worker, folder
 ):
@@ -272,7 +290,7 @@ def test_a_run_that_was_finished_between_look_and_claim_is_not_trained(
   create = folder.create
 
   class Late(type(folder)):
-    def create(self, name, data):
+    def create(self, name, data, unlocked=None):
       if name.endswith('.claim'):
         write('b', 'record.json', status='finished')
       return create(name, data)

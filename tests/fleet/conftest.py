@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import errno
+import fcntl
 import json
+import os
 import pathlib
 import sys
 
@@ -34,3 +37,31 @@ def write(folder) -> Callable:
     folder.write(f'cells/{name}/{file}', json.dumps(content).encode())
 
   return put
+
+
+@pytest.fixture
+def nfs(monkeypatch) -> None:
+  """Locks files as Linux does over NFS: exclusively if open for writing."""
+  real = fcntl.flock
+
+  def flock(file, how: int) -> None:
+    number = file if isinstance(file, int) else file.fileno()
+    mode = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE
+    if how & fcntl.LOCK_EX and mode == os.O_RDONLY:
+      raise OSError(errno.EBADF, 'Bad file descriptor')
+    real(number, how)
+
+  monkeypatch.setattr(fcntl, 'flock', flock)
+
+
+@pytest.fixture
+def unlockable(monkeypatch) -> None:
+  """Has every exclusive lock fail, and shared ones succeed."""
+  real = fcntl.flock
+
+  def flock(file, how: int) -> None:
+    if how & fcntl.LOCK_EX:
+      raise OSError(errno.ENOLCK, 'No locks available')
+    real(file, how)
+
+  monkeypatch.setattr(fcntl, 'flock', flock)

@@ -24,7 +24,7 @@ def test_the_same_manifest_is_not_written_again(folder):
   assert (path.stat().st_mtime_ns, path.stat().st_ino) == before
 
 
-def test_config_data_and_code_each_change_their_hash_alone():
+def test_config_data_code_and_facts_each_change_their_hash_alone():
   one = cell('a', 1e9)
   other = manifest.cell(
     'a',
@@ -34,9 +34,9 @@ def test_config_data_and_code_each_change_their_hash_alone():
     flops=1e9,
     facts={},
   )
-  for field in ('config', 'data', 'code'):
+  for field in ('config', 'data', 'code', 'facts'):
     assert getattr(one.hash, field) != getattr(other.hash, field)
-  again = cell('b', 2e9)
+  again = cell('b', 1e9)
   assert again.hash == one.hash
 
 
@@ -47,7 +47,7 @@ def test_devices_are_the_product_of_the_layout_or_all():
 
 
 EDITS = {
-  'schema': (lambda t: t.update(schema=9), r'schema=9: expected 1'),
+  'schema': (lambda t: t.update(schema=9), r'schema=9: expected 2'),
   'spec': (lambda t: t.update(spec=3), r'spec=3: expected text'),
   'no cell': (lambda t: t.update(cells=[]), r'cells=\[\]: expected a list of'),
   'missing': (
@@ -85,6 +85,26 @@ EDITS = {
   'code': (
     lambda t: t['code'].update(bigdl='x'),
     r'cells\[0\].hash.code="\w+": expected \w+, which its code has',
+  ),
+  'facts': (
+    lambda t: t['cells'][0]['facts'].update(budget=3.0),
+    r'cells\[0\].hash.facts="\w+": expected \w+, which its facts has',
+  ),
+  'work': (
+    lambda t: t['cells'][0].update(flops=3.0),
+    r'cells\[0\].hash.facts="\w+": expected \w+, which its facts has',
+  ),
+  'params': (
+    lambda t: t['cells'][0]['facts'].update(params=7),
+    r'cells\[0\].facts.params=7: expected an object of numbers',
+  ),
+  'rate': (
+    lambda t: t['cells'][0]['facts'].update(flops_per_unit={'palm': 'x'}),
+    r'cells\[0\].facts.flops_per_unit.palm="x": expected a number or null',
+  ),
+  'budget': (
+    lambda t: t['cells'][0]['facts'].update(budget=[]),
+    r'cells\[0\].facts.budget=\[\]: expected a number or null',
   ),
   'data kind': (
     lambda t: t['cells'][0].update(data=[]),

@@ -99,8 +99,24 @@ def test_a_failure_is_shown_with_its_last_line(folder):
   failed = run(status.read(folder), 'b')
   assert (failed.state, failed.attempts) == ('failed', 2)
   assert failed.message == 'RESOURCE_EXHAUSTED: 4 GiB'
+  assert '1 failed; 0.0% of the work' in status.text(status.read(folder))
   attempts.forgive(folder, ['b'])
   assert run(status.read(folder), 'b').state == 'waiting'
+
+
+def test_work_of_a_cell_that_failed_is_neither_done_nor_left(folder, write):
+  worker = {'device': 'TPU v4', 'devices': 8}
+  queue = Claims(
+    folder, manifest.read(folder).costliest_first, worker, attempts=1
+  )
+  queue.next().end('failed', seconds=0.0)
+  queue.next().end('finished', seconds=900.0)
+  write('c', 'record.json', status='finished', step=10, loss=2.0)
+  found = status.read(folder)
+  assert run(found, 'b').state == 'failed'
+  # Of 7e9 FLOPs, c's 2e9 are done in two hours; a's 1e9 are left.
+  assert found.share == pytest.approx(2 / 7)
+  assert found.left == {'TPU v4': pytest.approx(1.0)}
 
 
 def test_a_diverged_run_is_over_and_says_why(folder, write):
@@ -122,6 +138,14 @@ def test_a_dead_worker_is_seen_at_once_on_its_machine(folder):
   assert run(found, 'b').dead and found.devices == {}
   assert found.eta_seconds is None
   assert '  dead  ' in status.text(found)
+
+
+def test_without_locks_a_living_worker_is_not_taken_for_dead(
+  folder, unlockable
+):
+  claim = Claims(folder, manifest.read(folder).costliest_first, {}).next()
+  assert not run(status.read(folder), 'b').dead
+  claim.end('returned')
 
 
 def test_a_sweep_of_which_all_is_over_has_nothing_left(folder, write):

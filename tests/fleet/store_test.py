@@ -119,3 +119,27 @@ def test_a_bucket_without_its_package_is_refused_in_one_line(monkeypatch):
   with pytest.raises(ValueError, match='no_such_package'):
     store.open_folder('s3://bucket/sweep')
   storage._filesystem.cache_clear()
+
+
+def test_over_nfs_a_file_is_held_too(tmp_path, nfs):
+  place = Local(tmp_path)
+  held = place.create('claim', b'{}', b'unlocked')
+  assert place.held('claim') is True and place.read('claim') == b'{}'
+  held.release()
+  assert place.held('claim') is False
+
+
+def test_a_file_that_cannot_be_held_says_so(tmp_path, unlockable):
+  place = Local(tmp_path)
+  assert place.create('claim', b'locked', b'free')
+  assert place.read('claim') == b'free'
+
+
+def test_a_file_system_without_links_holds_no_file(tmp_path, monkeypatch):
+  def refuse(*_):
+    raise OSError(errno.EPERM, 'no links')
+
+  monkeypatch.setattr(os, 'link', refuse)
+  place = Local(tmp_path)
+  assert place.create('claim', b'locked', b'free')
+  assert place.read('claim') == b'free'

@@ -137,7 +137,10 @@ def test_a_machine_installs_once_and_starts_its_worker_at_every_boot(tmp_path):
 
 @pytest.mark.parametrize(
   ('code', 'number', 'deletes'),
-  [(0, 0, True), (0, 1, False), (143, 0, False), (2, 0, False)],
+  [
+    *((0, 0, True), (0, 1, False), (2, 0, True), (2, 1, False)),
+    *((1, 0, False), (143, 0, False)),
+  ],
 )
 def test_the_first_machine_gives_all_back_when_nothing_is_left_to_do(
   code, number, deletes, tmp_path
