@@ -26,13 +26,6 @@ class Module:
 
   computations: dict[str, Computation]
   entry: str
-  header: str
-
-  @functools.cached_property
-  def partitions(self) -> int:
-    """Devices that run it together (in one slice, where there are several)."""
-    found = re.search(r'num_partitions=(\d+)', self.header)
-    return int(found.group(1)) if found else 1
 
   @functools.cached_property
   def executions(self) -> dict[str, int]:
@@ -82,7 +75,7 @@ def parse(text: str) -> Module:
     ValueError: The text has no ENTRY computation.
   """
   computations: dict[str, Computation] = {}
-  entry, name, header = '', '', text.partition('\n')[0]
+  entry, name = '', ''
   lines: list[str] = []
 
   def close():
@@ -106,5 +99,5 @@ def parse(text: str) -> Module:
       lines[-1] += '\n' + line
   close()
   if not entry:
-    raise ValueError(f'hlo: {header[:60]!r}… has no ENTRY computation')
-  return Module(computations, entry, header)
+    raise ValueError(f'hlo: {text[:60]!r}… has no ENTRY computation')
+  return Module(computations, entry)

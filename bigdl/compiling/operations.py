@@ -47,20 +47,20 @@ _FREE = frozenset(
 # Their time is that of the computations they call.
 CONTROL = frozenset({'while', 'conditional', 'call'})
 _SLICES = frozenset({'dynamic-slice', 'slice', 'gather'})
+# What groups of devices do together.
+KINDS = (
+  'all-gather',
+  'reduce-scatter',
+  'all-reduce',
+  'ragged-all-to-all',
+  'all-to-all',
+  'collective-permute',
+  'collective-broadcast',
+)
 # Of them the network is the limit, and what passes through memory is less.
 COLLECTIVES = frozenset(
   name + end
-  for name in (
-    'all-gather',
-    'reduce-scatter',
-    'all-reduce',
-    'ragged-all-to-all',
-    'all-to-all',
-    'collective-permute',
-    'collective-broadcast',
-    'send',
-    'recv',
-  )
+  for name in (*KINDS, 'send', 'recv')
   for end in ('', '-start', '-done')
 )
 # They run beside what follows them.

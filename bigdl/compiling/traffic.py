@@ -31,15 +31,6 @@ Kind = Literal[
   'collective-broadcast',
 ]
 Link = Literal['ici', 'dcn', 'nvlink', 'network']
-_KINDS = (
-  'all-gather',
-  'reduce-scatter',
-  'all-reduce',
-  'ragged-all-to-all',
-  'all-to-all',
-  'collective-permute',
-  'collective-broadcast',
-)
 # The TPU compiler's own form of a reduce-scatter, around an all-reduce.
 _SCATTER = 'all-reduce-scatter'
 _TRANSFER = '_xla_megascale_transfer_type'
@@ -205,7 +196,7 @@ def _inside(
 
 def _kind(each: Instruction) -> Any:
   name = each.opcode.removesuffix('-start')
-  return name if name in _KINDS else None
+  return name if name in operations.KINDS else None
 
 
 def _key(inner: Instruction, each: Instruction) -> str:
@@ -305,7 +296,7 @@ def _transfer(host, each, placement) -> Collective:
   assert first in at
   positions = np.asarray(at)
   return Collective(
-    kind if kind in _KINDS else 'collective-permute',
+    kind if kind in operations.KINDS else 'collective-permute',
     size,
     math.ceil(sent),
     1,

@@ -140,6 +140,9 @@ def main() -> int:
   if errors:
     mean = sum(errors) / len(errors)
     print(f'\nmean of |error| {mean:.0%}, largest {max(errors):.0%}')
+  for row in chosen:
+    if row.differs:
+      print(f'differs: {row.name}, {row.topology}: {row.differs}')
   for name, reason in published.NOT_EXPRESSED.items():
     print(f'not compiled: {name}: {reason}')
   return 0 if all(r['fits'] for r in results) else 1

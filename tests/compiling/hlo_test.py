@@ -37,7 +37,6 @@ def test_a_loop_of_the_tpu_compiler_counts_as_often_as_it_runs():
   ]
   assert loops == [LAYERS, LAYERS]
   assert module.unresolved == ()
-  assert module.partitions == DEVICES
 
 
 def test_products_of_a_tpu_program_are_those_of_the_mathematics():

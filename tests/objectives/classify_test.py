@@ -163,27 +163,3 @@ def test_a_model_without_a_logit_for_each_class_is_refused():
 def test_smoothing_must_leave_something_of_the_label():
   with pytest.raises(ValueError, match='smoothing=1.0 must be in'):
     Classify(smoothing=1.0)
-
-
-ANSWER = {'label': jax.ShapeDtypeStruct((), jnp.int32)}
-
-
-@pytest.mark.parametrize(
-  ('vocab', 'length', 'told'),
-  [
-    (500, 4, 'data vocab=500 is larger than model.vocab=11'),
-    (11, 9, 'data length=9 is larger than model.length=6'),
-  ],
-)
-def test_texts_that_a_model_has_no_room_for_are_refused(vocab, length, told):
-  class Body(nn.Module):
-    vocab: int = 11
-    length: int = 6
-
-    @nn.compact
-    def __call__(self, tokens_BT, deterministic=True):
-      return nn.Dense(2)(nn.Embed(self.vocab, 3)(tokens_BT).mean(1))
-
-  spec = {'tokens': jax.ShapeDtypeStruct((length,), jnp.int32), **ANSWER}
-  with pytest.raises(ValueError, match=f'^{told}$'):
-    Classify().check(Body(), spec, {'vocab': vocab})

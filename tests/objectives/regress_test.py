@@ -92,27 +92,3 @@ def test_data_that_does_not_fit_is_refused(changes, model, words):
   batch = {k: v for k, v in {**BATCH, **changes}.items() if v is not None}
   with pytest.raises(ValueError, match=words):
     OBJECTIVE.check(model, spec(batch), {})
-
-
-ANSWER = {'target': jax.ShapeDtypeStruct((2,), jnp.float32)}
-
-
-@pytest.mark.parametrize(
-  ('vocab', 'length', 'told'),
-  [
-    (500, 4, 'data vocab=500 is larger than model.vocab=11'),
-    (11, 9, 'data length=9 is larger than model.length=6'),
-  ],
-)
-def test_texts_that_a_model_has_no_room_for_are_refused(vocab, length, told):
-  class Body(nn.Module):
-    vocab: int = 11
-    length: int = 6
-
-    @nn.compact
-    def __call__(self, tokens_BT, deterministic=True):
-      return nn.Dense(2)(nn.Embed(self.vocab, 3)(tokens_BT).mean(1))
-
-  spec = {'tokens': jax.ShapeDtypeStruct((length,), jnp.int32), **ANSWER}
-  with pytest.raises(ValueError, match=f'^{told}$'):
-    Regress().check(Body(), spec, {'vocab': vocab})
